@@ -1,0 +1,189 @@
+"""Debian packages through apt: resolving names to exact packages, and downloading locked ones.
+
+Kiln runs the machine's own apt with a state folder of its own: the machine's package lists, status and configuration are
+read at most, never written. Mirrors, proxies and credentials are those of the machine's apt configuration; where its
+sources are for another Debian release, the release's name in them is exchanged.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from kiln.errors import FetchError, HostError, ResolveError
+from kiln.lockfile import Deb
+from kiln.process import Finished, run
+from kiln.store import write_whole
+
+_APT_ENV = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+
+
+def debian_codename() -> str | None:
+    """The code name of the Debian release this machine runs, or None on any other system."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return None
+    return release.get("VERSION_CODENAME") if release.get("ID") == "debian" else None
+
+
+def sources_for(suite: str) -> str:
+    """The machine's own apt sources with every suite turned to ``suite``, as deb822 and one-line files joined by name.
+
+    ``KILN_APT_SOURCES`` names a sources file to use as it is instead. Raises HostError on a machine whose apt sources are
+    not Debian's.
+    """
+    given = os.environ.get("KILN_APT_SOURCES")
+    if given:
+        return Path(given).read_text()
+    codename = debian_codename()
+    if codename is None or shutil.which("apt-get") is None:
+        raise HostError(
+            "this machine's apt sources are not Debian's",
+            why=f"kiln gets Debian's packages ({suite}) through apt, and derives the sources from the machine's own.",
+            fix="run on Debian, or install apt and name a deb822 sources file for the release with KILN_APT_SOURCES=/path/to/debian.sources",
+        )
+    found: list[str] = []
+    for path in sorted(Path("/etc/apt").glob("sources.list.d/*.sources")):
+        found += [_retarget(stanza, codename, suite) for stanza in re.split(r"\n\s*\n", path.read_text())]
+    for path in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt").glob("sources.list.d/*.list"))]:
+        lines = path.read_text().splitlines() if path.is_file() else []
+        found += [_one_line(line, codename, suite) for line in lines]
+    stanzas = [stanza for stanza in found if stanza]
+    if not stanzas:
+        raise HostError(
+            f"no apt source of this machine offers {codename}",
+            why="kiln derives its own sources from the machine's and found none in /etc/apt.",
+            fix="name a deb822 sources file with KILN_APT_SOURCES=/path/to/debian.sources",
+        )
+    return "\n\n".join(dict.fromkeys(stanzas)) + "\n"
+
+
+def _retarget(stanza: str, codename: str, suite: str) -> str:
+    """A deb822 stanza for the other suite, or nothing if it is no binary source of this machine's release."""
+    lines = [line for line in stanza.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    fields = dict(line.split(":", 1) for line in lines if ":" in line and not line[0].isspace())
+    suites = fields.get("Suites", "").split()
+    wanted = [name.replace(codename, suite, 1) for name in suites if name == codename or name.startswith(f"{codename}-")]
+    if "deb" not in fields.get("Types", "").split() or not wanted or fields.get("Enabled", "yes").strip().lower() == "no":
+        return ""
+    changed = {"Types": "deb", "Suites": " ".join(wanted)}
+    return "\n".join(f"{line.split(':', 1)[0]}: {changed[line.split(':', 1)[0]]}" if line.split(":", 1)[0] in changed else line for line in lines)
+
+
+def _one_line(line: str, codename: str, suite: str) -> str:
+    """A one-line source as a deb822 stanza for the other suite, or nothing if it is no binary source of this release."""
+    match = re.fullmatch(r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)", line.split("#")[0].strip())
+    if not match or not (match["suite"] == codename or match["suite"].startswith(f"{codename}-")):
+        return ""
+    stanza = ["Types: deb", f"URIs: {match['uri']}", f"Suites: {match['suite'].replace(codename, suite, 1)}", f"Components: {match['components']}"]
+    for option in (match["options"] or "").split():
+        key, _, value = option.partition("=")
+        if key.lower() in ("signed-by", "trusted", "arch"):
+            stanza.append(f"{'Architectures' if key.lower() == 'arch' else key.title()}: {value.replace(',', ' ')}")
+    return "\n".join(stanza)
+
+
+class Apt:
+    """The machine's apt with its own sources, lists and an empty package status, all under ``folder``."""
+
+    def __init__(self, folder: Path, suite: str, architecture: str, *, base_suite: str = "", real_status: bool = False) -> None:
+        """``base_suite`` is a second suite to take dependencies from; ``real_status`` is for installing on this machine."""
+        self.folder = folder
+        self.suite = suite
+        self.base_suite = base_suite
+        for needed in ("lists/partial", "cache/archives/partial", "sources.d", "preferences.d"):
+            (folder / needed).mkdir(parents=True, exist_ok=True)
+        if not real_status:
+            (folder / "status").touch()
+        self._options = {
+            "Dir::Etc::sourcelist": "/dev/null",
+            "Dir::Etc::sourceparts": str(folder / "sources.d"),
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": str(folder / "preferences.d"),
+            "Dir::State::lists": str(folder / "lists"),
+            "Dir::Cache": str(folder / "cache"),
+            "APT::Install-Recommends": "false",
+            "APT::Architecture": architecture,
+            "APT::Architectures": architecture,
+            # Downloads run as root into folders that the user _apt may not enter; that is meant.
+            "APT::Sandbox::User": "root",
+        }
+        if not real_status:
+            self._options |= {"Dir::State": str(folder), "Dir::State::status": str(folder / "status")}
+
+    def _call(self, program: str, *words: str, cwd: Path | None = None, timeout: float = 1800) -> Finished:
+        options = [f"-o{key}={value}" for key, value in self._options.items()]
+        return run([program, *options, *words], env=_APT_ENV, cwd=cwd, timeout=timeout)
+
+    def update(self, *, frozen: bool = False) -> None:
+        """Get the package lists. ``frozen`` accepts lists that have expired (snapshots): right where a sha256 decides anyway.
+
+        Raises FetchError with apt's own words.
+        """
+        write_whole(self.folder / "sources.d" / "kiln.sources", sources_for(self.suite))
+        if self.base_suite:
+            write_whole(self.folder / "sources.d" / "base.sources", sources_for(self.base_suite))
+        options = ["-oAcquire::Check-Valid-Until=false", "-oAcquire::Check-Date=false"] if frozen else []
+        done = self._call("apt-get", "update", "-q", "-oAPT::Update::Error-Mode=any", *options)
+        if done.code != 0:
+            raise FetchError(
+                f"apt could not get the package lists of {self.suite}",
+                why=_apt_errors(done),
+                fix="check the machine's apt sources (/etc/apt), proxies and network; then run the same command again",
+            )
+
+    def resolve(self, packages: Sequence[str]) -> list[Deb]:
+        """The essential packages, ``packages`` and all they depend on, exactly. Raises ResolveError with apt's own words.
+
+        apt itself is left out: nothing in an image asks for it, and it would drag in keys, gnutls and perl.
+        """
+        done = self._call("apt-get", "install", "--simulate", "-q", "?essential?not(?exact-name(apt))", *packages)
+        if done.code != 0:
+            raise ResolveError(f"apt cannot install the pinned packages of {self.suite}", why=_apt_errors(done), fix="correct [debian] packages in the pins")
+        chosen = re.findall(r"^Inst (\S+) \((\S+) .*\[(\S+)\]\)", done.output, re.MULTILINE)
+        shown = self._call("apt-cache", "show", "--no-all-versions", *(f"{name}={version}" for name, version, _ in chosen))
+        debs = [_deb(stanza) for stanza in shown.output.split("\n\n") if stanza.startswith("Package:")]
+        by_name = {(deb.name, deb.version): deb for deb in debs}
+        missing = [f"{name} {version}" for name, version, _ in chosen if (name, version) not in by_name]
+        if missing or not chosen:
+            raise ResolveError("apt chose packages that it does not describe", why="\n".join(missing) or done.tail())
+        return [by_name[name, version] for name, version, _ in chosen]
+
+    def download(self, debs: Sequence[Deb], folder: Path) -> list[Path]:
+        """Download locked packages into ``folder``; returns the files. Raises FetchError naming what is no longer offered."""
+        folder.mkdir(parents=True, exist_ok=True)
+        done = self._call("apt-get", "download", "-q", *(f"{deb.name}:{deb.architecture}={deb.version}" if deb.architecture != "all" else f"{deb.name}={deb.version}" for deb in debs), cwd=folder)
+        if done.code != 0:
+            gone = re.findall(r"Version '(\S+)' for '(\S+)' was not found|Unable to locate package (\S+)", done.output)
+            names = "\n".join(f"{name or other} {version}".strip() for version, name, other in gone)
+            raise FetchError(
+                "apt could not download the locked Debian packages",
+                why=f"no longer offered by the configured sources:\n{names}" if names else _apt_errors(done),
+                fix="point the machine's apt sources at a mirror or snapshot that still has them, or lock the versions that are offered now: kiln lock STACK",
+            )
+        return sorted(folder.glob("*.deb"))
+
+    def install(self, packages: Sequence[str]) -> None:
+        """Install ``name`` or ``name/suite`` on this machine (root only). Raises HostError with apt's own words."""
+        done = self._call("apt-get", "install", "-y", "-q", "--no-install-recommends", *packages)
+        if done.code != 0:
+            raise HostError(f"apt could not install {' '.join(packages)}", why=_apt_errors(done), fix="install them yourself, then run the same command again")
+
+    def prefer_base(self) -> None:
+        """Let packages come from ``suite`` only where they are asked for by name: everything else stays with ``base_suite``."""
+        write_whole(self.folder / "preferences.d" / "kiln", f"Package: *\nPin: release n={self.suite}*\nPin-Priority: 100\n")
+
+
+def _deb(stanza: str) -> Deb:
+    fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and not line[0].isspace())
+    return Deb(fields["Package"], fields["Version"], fields["Architecture"], fields["Filename"], fields["SHA256"], int(fields["Size"]))
+
+
+def _apt_errors(done: Finished) -> str:
+    errors = [line for line in done.output.splitlines() if line.startswith(("E:", "Err:", "W: Failed")) or "unmet" in line or "Depends:" in line]
+    return "\n".join(errors[:20]) or done.tail(12)

@@ -1,0 +1,231 @@
+"""The stage *build*: rendered files and the store in; an image in the engine, its digest and a record out.
+
+BuildKit does the building (``docker buildx bake`` on the rendered bake file). Kiln lays out the contexts, watches, loads
+the archive into the engine and takes the digest from BuildKit's metadata, never from a log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kiln.console import Console, megabytes
+from kiln.engine import Engine, image_digest
+from kiln.errors import BuildError, EngineError
+from kiln.lockfile import Lock
+from kiln.pins import Pins
+from kiln.plan import Context
+from kiln.process import end_group, raise_if_disk_full, run
+from kiln.render import Rendered, write_rendered
+from kiln.rootfs import make_rootfs, place_file
+from kiln.store import BLOB_TIME, Store, disk_full_is_an_error, write_whole
+from kiln.wheels import requirements_text
+from kiln.workspace import Workspace
+
+BUILD_SECONDS = 6 * 3600
+_STEP = re.compile(r"#(?P<number>\d+) (?P<text>.*)")
+
+
+@dataclass(frozen=True)
+class Built:
+    """An image that was built: its build key, manifest digest and the name it has in the engine."""
+
+    image: str
+    key: str
+    digest: str
+    reference: str
+    archive_bytes: int
+    seconds: float
+
+
+def reference_of(rendered: Rendered) -> str:
+    """The name of the image in the engine: its tag is its build key, so one name never means two images."""
+    return f"kiln/{rendered.image.name}:{rendered.key[:16]}"
+
+
+def _record_file(workspace: Workspace, rendered: Rendered) -> Path:
+    return workspace.state / "builds" / f"{rendered.image.name}-{rendered.key[:16]}.json"
+
+
+def known_build(workspace: Workspace, rendered: Rendered, engine: Engine) -> Built | None:
+    """The image if this very key was built and the engine holds that very digest; else None."""
+    try:
+        built = Built(**json.loads(_record_file(workspace, rendered).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return built if built.key == rendered.key and image_digest(engine, built.reference) == built.digest else None
+
+
+def build(workspace: Workspace, pins: Pins, lock: Lock, rendered: Rendered, store: Store, engine: Engine, console: Console) -> Built:
+    """Build one image and load it into the engine.
+
+    Raises StoreDamagedError where an input is not what the lock says, BuildError with the failing step's last lines and
+    where the whole log lies, DiskFullError, EngineError where the engine holds another digest than BuildKit reported.
+    """
+    began = time.monotonic()
+    name = rendered.image.name
+    rootfs = make_rootfs(workspace, pins, lock, store, console)
+    for context in rendered.contexts:
+        lay_out(workspace, context, store, rootfs)
+    write_rendered((rendered,), workspace.state / "renders")
+    (workspace.state / "images").mkdir(parents=True, exist_ok=True)
+    archive = workspace.state / "images" / f"{name}.tar"
+    metadata = _bake(workspace, rendered, engine, console)
+    digest = str(metadata[name]["containerimage.digest"])
+    reference = reference_of(rendered)
+    console.step(f"loading {name} into the engine ({megabytes(archive.stat().st_size)})")
+    _load(archive, digest, reference, engine)
+    built = Built(name, rendered.key, digest, reference, archive.stat().st_size, round(time.monotonic() - began, 1))
+    write_whole(_record_file(workspace, rendered), json.dumps(asdict(built), indent=2) + "\n")
+    return built
+
+
+def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -> Path:
+    """Make the folder of a build context out of the store (hard links) or the project (copies with one time).
+
+    The folder is named after its contents and renamed into place whole, so one that is there is right; the blobs that it
+    links to are compared with their names all the same, for a disk may have changed them since.
+    """
+    folder = workspace.state / context.folder
+    blobs = [(store.check(wheel.sha256, wheel.label), wheel.file) for wheel in context.wheels]
+    if not context.wheels and not context.sources:
+        blobs = [(store.check(rootfs, "the root file system"), "rootfs.tar")]
+    if folder.is_dir() and all(_same_file(path, folder / name) for path, name in blobs):
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    with store.scratch() as scratch, disk_full_is_an_error(folder):
+        made = scratch / "context"
+        made.mkdir()
+        for path, name in blobs:
+            place_file(path, made / name)
+        if context.wheels:
+            (made / "requirements.txt").write_text(requirements_text(context.wheels))
+        for source in context.sources:
+            shutil.copytree(workspace.root / source, made / Path(source).name, ignore=shutil.ignore_patterns("__pycache__", "tests", "dist", ".*_cache"))
+        for path in (made, *made.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+            os.utime(path, (BLOB_TIME, BLOB_TIME), follow_symlinks=False)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made.rename(folder)
+    return folder
+
+
+def _same_file(blob: Path, placed: Path) -> bool:
+    try:
+        return blob.samefile(placed) or (blob.stat().st_size == placed.stat().st_size and blob.stat().st_dev != placed.stat().st_dev)
+    except OSError:
+        return False
+
+
+def bake_argv(rendered: Rendered) -> list[str]:
+    """The command that builds an image; run in the state folder."""
+    name = rendered.image.name
+    return ["docker", "buildx", "bake", "--builder=default", "--progress=plain", f"--metadata-file=images/{name}.metadata.json", f"--file=renders/{name}/docker-bake.json", name]
+
+
+def _bake(workspace: Workspace, rendered: Rendered, engine: Engine, console: Console) -> dict[str, Any]:
+    name = rendered.image.name
+    log = workspace.state / "logs" / f"build-{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    console.step(f"building {name}: {len(rendered.units)} components, no step has a network")
+    console.note(f"whole log: {workspace.shown(log)}")
+    metadata = workspace.state / "images" / f"{name}.metadata.json"
+    metadata.unlink(missing_ok=True)
+    watcher = BuildWatcher(console)
+    with log.open("w") as stream, disk_full_is_an_error(workspace.state):
+        process = subprocess.Popen(
+            bake_argv(rendered),
+            cwd=workspace.state,
+            env={**os.environ, **engine.environment, "NO_COLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                stream.write(line)
+                watcher.line(line.rstrip("\n"))
+            code = process.wait(timeout=60)
+        except BaseException:
+            end_group(process)
+            raise
+    if code != 0:
+        raise_if_disk_full(log.read_text(errors="replace"))
+        raise BuildError(watcher.failure or f"buildx could not build {name}", why=watcher.tail(), fix=f"the whole log: {workspace.shown(log)}")
+    try:
+        return dict(json.loads(metadata.read_text()))
+    except (OSError, ValueError) as error:
+        raise BuildError(f"BuildKit left no metadata of {name}", why=str(error), fix=f"the whole log: {workspace.shown(log)}") from error
+
+
+class BuildWatcher:
+    """Reads BuildKit's plain progress: says what begins and ends, keeps each step's last lines for the message on failure."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._names: dict[str, str] = {}
+        self._lines: dict[str, deque[str]] = {}
+        self._last: deque[str] = deque(maxlen=15)
+        self.failure = ""
+        self._failed = ""
+
+    def line(self, line: str) -> None:
+        """One line of BuildKit's output."""
+        self._last.append(line)
+        match = _STEP.match(line)
+        if not match:
+            return
+        number, text = match["number"], match["text"]
+        if text.startswith("[") and number not in self._names:
+            self._names[number] = text
+            if "RUN" in text or "ADD" in text:
+                self._console.note(short_step(text))
+        elif text.startswith(("DONE", "CACHED")):
+            name = self._names.get(number, "")
+            if "RUN" in name:
+                self._console.note(f"{short_step(name).split(':')[0]}: {text.lower()}")
+        elif text.startswith("ERROR"):
+            self.failure = f"the build step {short_step(self._names.get(number, ''))} failed"
+            self._failed = number
+        elif text.startswith("exporting") and number not in self._names:
+            self._names[number] = text
+            self._console.note("packing the layers")
+        else:
+            self._lines.setdefault(number, deque(maxlen=20)).append(re.sub(r"^\d+\.\d+ ", "", text))
+
+    def tail(self) -> str:
+        """The last lines of the step that failed, or of the whole output."""
+        return "\n".join(self._lines.get(self._failed) or self._last)
+
+
+def short_step(text: str) -> str:
+    """A step as a person calls it: ``torch: RUN …`` without mounts and options, cut to a line."""
+    match = re.match(r"\[(?:\S+ )?(?P<stage>[\w.-]+) +\d+/\d+\] (?P<what>.*)", text)
+    if not match:
+        return text[:80]
+    what = re.sub(r"--(network|mount|link)(=\S+)? *", "", match["what"])
+    return f"{match['stage']}: {' '.join(what.split())}"[:88]
+
+
+def _load(archive: Path, digest: str, reference: str, engine: Engine) -> None:
+    """Load an OCI archive and name it. Raises EngineError where the engine ends up with another digest."""
+    done = run(["docker", "load", "--quiet", "--input", archive], env=engine.environment, timeout=1800)
+    if done.code != 0:
+        raise EngineError("the engine could not load the image", why=done.tail())
+    done = run(["docker", "tag", digest, reference], env=engine.environment)
+    found = image_digest(engine, reference)
+    if done.code != 0 or found != digest:
+        raise EngineError("the engine holds another image than BuildKit built", why=f"built  {digest}\nloaded {found or done.tail(3)}", fix="the engine must use the containerd image store: kiln engine status")

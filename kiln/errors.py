@@ -1,0 +1,161 @@
+"""Every error that Kiln raises on purpose: one class, one exit code, and three answers for the person who reads it.
+
+The library raises these and never exits; ``kiln.cli`` alone turns them into a message and an exit code. The table in
+``docs/exit-codes.md`` is generated from this module (``kiln exit-codes``) and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class KilnError(Exception):
+    """Something Kiln did not foresee went wrong."""
+
+    exit_code: ClassVar[int] = 1
+    hint: ClassVar[str] = ""
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        """``what`` happened, ``why`` it did, and the ``fix``: what the reader should do next (default: the class's hint)."""
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix or self.hint
+
+    def __str__(self) -> str:
+        """The message as the command line prints it: what, why and fix, a paragraph each."""
+        lines = [f"error: {self.what}"]
+        if self.why:
+            lines += ["", _indent(self.why)]
+        if self.fix:
+            lines += ["", "what to do:", _indent(self.fix)]
+        return "\n".join(lines)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" if line else "" for line in text.strip("\n").splitlines())
+
+
+class UsageError(KilnError):
+    """The command line asks for something that does not exist or does not fit together."""
+
+    exit_code = 2
+    hint = "see `kiln --help`"
+
+
+class PinsError(KilnError):
+    """A file that people write (pins, image.toml) does not say what it must; every problem is listed at once."""
+
+    exit_code = 10
+
+
+class LockMissingError(KilnError):
+    """A stack has pins but no lock, and nothing is built without one."""
+
+    exit_code = 11
+
+
+class LockStaleError(KilnError):
+    """The lock was made from other pins than those that are there now."""
+
+    exit_code = 12
+
+
+class LockInvalidError(KilnError):
+    """The lock is not a lock that Kiln wrote: not TOML, another schema, or an entry that cannot be right."""
+
+    exit_code = 13
+
+
+class ResolveError(KilnError):
+    """The pins could not be resolved to exact files: no such version, or versions that contradict each other."""
+
+    exit_code = 14
+
+
+class FetchError(KilnError):
+    """A locked input could not be downloaded: nobody offers it, or nobody answers."""
+
+    exit_code = 20
+
+
+class HashMismatchError(KilnError):
+    """A downloaded file is not the one that the lock names. It was not stored."""
+
+    exit_code = 21
+
+
+class StoreDamagedError(KilnError):
+    """A file in the content store no longer has the bytes it is named after."""
+
+    exit_code = 22
+
+
+class DiskFullError(KilnError):
+    """There is no room left on the disk that Kiln writes to."""
+
+    exit_code = 23
+    hint = "free some room (`df -h`), or put Kiln's files elsewhere with KILN_STATE=/path; then run the same command again: it goes on where it stopped"
+
+
+class RenderError(KilnError):
+    """A template uses something that is not there, or something pinned is used nowhere."""
+
+    exit_code = 30
+
+
+class RenderStaleError(KilnError):
+    """The committed Dockerfiles are not what the pins, the lock and the templates render to."""
+
+    exit_code = 31
+
+
+class HostError(KilnError):
+    """The machine lacks something that Kiln needs, and Kiln cannot or must not install it."""
+
+    exit_code = 40
+
+
+class EngineError(KilnError):
+    """The container engine cannot be reached, started or used."""
+
+    exit_code = 41
+
+
+class BuildError(KilnError):
+    """A step of the image build failed."""
+
+    exit_code = 50
+
+
+class ModelError(KilnError):
+    """The checkpoint that the image is to serve could not be made or is not one that can be checked."""
+
+    exit_code = 60
+
+
+class VerifyFailedError(KilnError):
+    """The image was looked at and is wrong: at least one check failed."""
+
+    exit_code = 61
+
+
+class VerifyIncompleteError(KilnError):
+    """The image could not be fully looked at: a check ended in an error, or no check ran at all."""
+
+    exit_code = 62
+
+
+class InterruptedByUserError(KilnError):
+    """Stopped by Ctrl-C or a termination signal."""
+
+    exit_code = 130
+    hint = "run the same command again: it goes on where it stopped"
+
+
+def error_classes() -> list[type[KilnError]]:
+    """All error classes, ordered by exit code."""
+    found: list[type[KilnError]] = [KilnError]
+    for cls in found:
+        found.extend(cls.__subclasses__())
+    return sorted(found, key=lambda cls: cls.exit_code)

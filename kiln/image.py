@@ -1,0 +1,92 @@
+"""What an image is: the components in it, how it starts, and the checks that hold for it. In: ``images/<image>/image.toml``."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+
+from kiln.canonical import digest_of
+from kiln.errors import PinsError
+from kiln.pins import Pins
+from kiln.tomlread import Problems, read_table
+from kiln.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to serve with the image: the variables it sets and the mHC path that must then run."""
+
+    name: str
+    about: str
+    env: tuple[tuple[str, str], ...]
+    path: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image as a person described it. ``serve`` are the arguments that the smoke test adds to the entry point."""
+
+    name: str
+    about: str
+    template: str
+    components: tuple[str, ...]
+    entrypoint: tuple[str, ...]
+    user: str
+    workdir: str
+    env: tuple[tuple[str, str], ...]
+    serve: tuple[str, ...]
+    memory: int
+    settings: tuple[Setting, ...]
+    sha256: str
+
+
+def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
+    """The description of an image of the stack. Raises PinsError listing everything that is wrong with it."""
+    path = workspace.image_folder(name) / "image.toml"
+    shown = workspace.shown(path)
+    problems = Problems(shown)
+    top = read_table(path, shown, problems)
+    image, runtime, verify = top.table("image"), top.table("runtime"), top.table("verify")
+    settings = []
+    group = verify.table("settings")
+    for setting_name in group.names():
+        table = group.table(setting_name)
+        settings.append(Setting(setting_name, table.text("about"), tuple(sorted(table.strings("env").items())), table.text("path")))
+        table.done()
+    described = Image(
+        name=image.text("name"),
+        about=image.text("about"),
+        template=image.text("template"),
+        components=image.texts("components"),
+        entrypoint=runtime.texts("entrypoint"),
+        user=runtime.text("user"),
+        workdir=runtime.text("workdir"),
+        env=tuple(runtime.strings("env").items()),
+        serve=verify.texts("serve"),
+        memory=verify.number("memory-gib") << 30,
+        settings=tuple(settings),
+        sha256=digest_of(tomllib.loads(path.read_text())),
+    )
+    if image.text("target") != pins.target:
+        problems.add("image.target", f"is not the target of the stack, {pins.target!r}")
+    if described.name != name:
+        problems.add("image.name", f"is {described.name!r}, but the folder is images/{name}")
+    for component in described.components:
+        if component not in pins.by_name:
+            problems.add("image.components", f"the stack {pins.stack!r} pins no component {component!r}")
+    for table in (image, runtime, verify, top):
+        table.done()
+    problems.raise_if_any()
+    return described
+
+
+def read_images(workspace: Workspace, pins: Pins) -> tuple[Image, ...]:
+    """All images of a stack. Raises PinsError also where the stack pins a component that no image holds."""
+    images = tuple(read_image(workspace, pins, name) for name in pins.images)
+    unused = [component.name for component in pins.components if not any(component.name in image.components for image in images)]
+    if unused:
+        raise PinsError(
+            f"pins/{pins.stack}.toml pins {', '.join(unused)}, and no image of the stack holds it",
+            fix="name it in an image's components, or remove the pin",
+        )
+    return images

@@ -1,0 +1,225 @@
+"""The stage *render*: pins, lock and templates in; Dockerfiles, requirements and bake files out.
+
+Pure: no clock, no network, no environment, no path of this machine. The same inputs give the same bytes in any time zone,
+locale, hash seed and folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from kiln.errors import RenderError, RenderStaleError
+from kiln.image import Image, read_images
+from kiln.lockfile import TOOLS, Lock
+from kiln.pins import Pins
+from kiln.plan import BUILDER, Context, Unit, component_context, component_version, image_key, rootfs_context, unit_key, wheels_context
+from kiln.store import write_whole
+from kiln.wheels import requirements_text
+from kiln.workspace import Workspace
+
+LABEL = "io.kiln"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One image, ready to build: its files by name, its components, contexts (the main one first) and build key."""
+
+    image: Image
+    files: tuple[tuple[str, str], ...]
+    units: tuple[Unit, ...]
+    contexts: tuple[Context, ...]
+    labels: tuple[tuple[str, str], ...]
+    key: str
+
+    @property
+    def dockerfile(self) -> str:
+        """The text of the Dockerfile."""
+        return dict(self.files)["Dockerfile"]
+
+
+class _Watched(Mapping[str, Any]):
+    """Template variables that remember which of them were used: one that no template uses is a mistake somewhere."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self.used: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.used.add(key)
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def unused(self) -> list[str]:
+        return sorted(self._values.keys() - self.used)
+
+
+class _Variables:
+    """All variables of one image's templates, watched one level deep: ``stack.name``, ``image.user``…"""
+
+    def __init__(self, groups: Mapping[str, Any]) -> None:
+        self._groups = {name: _Watched(value) if isinstance(value, dict) else value for name, value in groups.items()}
+
+    def with_extra(self, **extra: Any) -> dict[str, Any]:
+        return {**self._groups, **extra}
+
+    def unused(self) -> list[str]:
+        return [f"{group}.{name}" for group, value in self._groups.items() if isinstance(value, _Watched) for name in value.unused()]
+
+
+def render(workspace: Workspace, pins: Pins, lock: Lock) -> tuple[Rendered, ...]:
+    """Render every image of the stack.
+
+    Raises RenderError where a template uses a variable that is not there or leaves one unused, PinsError where an image's
+    description does not fit the pins.
+    """
+    environment = _environment(workspace)
+    return tuple(_render_image(environment, workspace, pins, lock, image) for image in read_images(workspace, pins))
+
+
+def _render_image(environment: jinja2.Environment, workspace: Workspace, pins: Pins, lock: Lock, image: Image) -> Rendered:
+    rootfs = rootfs_context(workspace, pins, lock)
+    tools = wheels_context(lock, TOOLS)
+    inputs = {name: component_context(workspace, pins, lock, name) for name in image.components}
+    versions = {name: component_version(pins, lock, name, context.digest) for name, context in inputs.items()}
+    labels = _labels(pins, lock, image, versions)
+    contexts = (rootfs, tools, *inputs.values())
+    variables = _Variables(
+        {
+            "stack": {"name": pins.stack, "epoch": pins.epoch},
+            "python": {"version": pins.python},
+            "debian": {"suite": pins.debian.suite, "packages": pins.debian.packages, "count": len(lock.debs)},
+            "image": {
+                "name": image.name,
+                "about": image.about,
+                "template": image.template,
+                "env": image.env,
+                "user": image.user,
+                "workdir": image.workdir,
+                "entrypoint": list(image.entrypoint),
+            },
+        }
+    )
+    tools_stage = _fill(environment, "components/tools.j2", variables.with_extra())
+    builds_on = [rootfs.digest, unit_key(tools_stage, tools, [rootfs.digest], pins)]
+    units = []
+    for name, context in inputs.items():
+        pinned = pins.by_name[name]
+        component = {"name": name, "about": pinned.about, "wheels": context.wheels, "sources": pinned.sources}
+        stage = _fill(environment, f"components/{pinned.recipe}.j2", variables.with_extra(component=component))
+        units.append(Unit(name, pinned.about, stage, context, unit_key(stage, context, builds_on, pins), versions[name]))
+    dockerfile = _fill(
+        environment,
+        image.template,
+        variables.with_extra(contexts=contexts, stages=[tools_stage, *(unit.stage for unit in units)], components=units, labels=labels),
+    )
+    if unused := variables.unused():
+        raise RenderError(
+            f"no template of {image.name} uses {', '.join(unused)}",
+            why="What is pinned or set and then used nowhere is a mistake: it looks as if it had an effect.",
+            fix=f"use it in templates/{image.template} or a recipe, or remove it",
+        )
+    files = {"Dockerfile": dockerfile, "docker-bake.json": _bake(pins, image, contexts)}
+    files |= {f"requirements/{name}.txt": requirements_text(context.wheels) for name, context in {TOOLS: tools, **inputs}.items() if context.wheels}
+    return Rendered(image, tuple(sorted(files.items())), tuple(units), contexts, labels, image_key(dockerfile, image, tuple(units), pins))
+
+
+def _labels(pins: Pins, lock: Lock, image: Image, versions: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What the image says of itself. The lock's checksum stands for all inputs, so two images with one checksum have one content."""
+    labels = {
+        "org.opencontainers.image.title": image.name,
+        "org.opencontainers.image.description": image.about,
+        f"{LABEL}.stack": pins.stack,
+        f"{LABEL}.pins.sha256": pins.sha256,
+        **{f"{LABEL}.component.{name}": version for name, version in versions.items()},
+    }
+    return tuple(sorted(labels.items()))
+
+
+def _bake(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> str:
+    """The bake file: one target; folders relative to the state folder, in which bake is run."""
+    main, *named = contexts
+    output = ",".join(["type=oci", *(f"{key}={value}" for key, value in BUILDER.items() if key != "output")])
+    target = {
+        "context": main.folder,
+        "contexts": {context.name: context.folder for context in named},
+        "dockerfile": f"../../renders/{image.name}/Dockerfile",
+        "target": image.name,
+        "platforms": [pins.platform],
+        "args": {"SOURCE_DATE_EPOCH": str(pins.epoch)},
+        # An attestation would put the image into an index with the time of the build in it; Kiln attaches its own on publishing.
+        "attest": ["type=provenance,disabled=true", "type=sbom,disabled=true"],
+        "output": [f"{output},dest=images/{image.name}.tar"],
+    }
+    return json.dumps({"group": {"default": {"targets": [image.name]}}, "target": {image.name: target}}, indent=2) + "\n"
+
+
+def _environment(workspace: Workspace) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(workspace.root / "templates"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        # Dockerfiles are not HTML.
+        autoescape=False,  # noqa: S701
+    )
+    environment.filters["quote"] = _quote
+    return environment
+
+
+def _quote(text: str) -> str:
+    """A Dockerfile word in double quotes (its own escapes: backslash, quote and dollar)."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
+
+
+def _fill(environment: jinja2.Environment, template: str, variables: Mapping[str, Any]) -> str:
+    try:
+        return environment.get_template(template).render(variables)
+    except jinja2.TemplateNotFound as error:
+        raise RenderError(f"there is no template templates/{error.name}", fix="name one that exists, or add it") from error
+    except jinja2.UndefinedError as error:
+        raise RenderError(f"templates/{template} uses something that is not there", why=str(error), fix="correct the name in the template") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise RenderError(f"templates/{error.filename or template} is no valid template", why=f"line {error.lineno}: {error.message}") from error
+
+
+def write_rendered(images: tuple[Rendered, ...], folder: Path) -> list[Path]:
+    """Write the rendered files of each image below ``folder/<image>``; requirements that are no longer rendered go."""
+    written = []
+    for rendered in images:
+        target = folder / rendered.image.name
+        for name, text in rendered.files:
+            write_whole(target / name, text)
+            written.append(target / name)
+        for old in (target / "requirements").glob("*.txt"):
+            if old not in written:
+                old.unlink()
+    return written
+
+
+def check_rendered(images: tuple[Rendered, ...], workspace: Workspace) -> None:
+    """Compare the committed files with what renders now. Raises RenderStaleError with the difference."""
+    differences: list[str] = []
+    for rendered in images:
+        folder = workspace.image_folder(rendered.image.name)
+        for name, text in rendered.files:
+            path = folder / name
+            committed = path.read_text() if path.is_file() else ""
+            if committed != text:
+                shown = f"images/{rendered.image.name}/{name}"
+                differences += list(difflib.unified_diff(committed.splitlines(), text.splitlines(), f"{shown} (committed)", f"{shown} (rendered)", lineterm="", n=1))
+        stray = {path.name for path in (folder / "requirements").glob("*.txt")} - {Path(name).name for name, _ in rendered.files}
+        differences += [f"images/{rendered.image.name}/requirements/{name} is no longer rendered" for name in sorted(stray)]
+    if differences:
+        more = f"\n… {len(differences) - 40} more lines" if len(differences) > 40 else ""
+        raise RenderStaleError("the committed Dockerfiles are not what renders now", why="\n".join(differences[:40]) + more, fix="kiln render STACK, look at the difference, and commit it")

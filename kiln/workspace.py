@@ -1,0 +1,75 @@
+"""Where things lie: the project folder that a person edits, and the state folder that Kiln fills."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kiln.errors import UsageError
+
+STATE_FOLDER = ".kiln"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The two folders that everything else is relative to.
+
+    ``root`` holds ``pins/``, ``images/``, ``templates/``, ``scripts/`` and ``plugins/``; ``state`` is made and filled by
+    Kiln and may be deleted at any time (it costs a download and a build).
+    """
+
+    root: Path
+    state: Path
+
+    @classmethod
+    def find(cls, root: Path | None = None, state: Path | None = None) -> Workspace:
+        """The workspace at ``root``, or the nearest one at or above the current folder.
+
+        ``KILN_ROOT`` and ``KILN_STATE`` stand in for the arguments. Raises UsageError where there is none.
+        """
+        chosen = root or _env_path("KILN_ROOT") or _search(Path.cwd())
+        if not (chosen / "pins").is_dir():
+            raise UsageError(
+                f"{chosen} is not a Kiln project",
+                why="A Kiln project is a folder that holds pins/, images/ and templates/.",
+                fix="run kiln in a checkout of the project, or name one with --root",
+            )
+        chosen = chosen.resolve()
+        return cls(chosen, (state or _env_path("KILN_STATE") or chosen / STATE_FOLDER).absolute())
+
+    def pins_file(self, stack: str) -> Path:
+        """What a person chose for ``stack``."""
+        return self.root / "pins" / f"{stack}.toml"
+
+    def lock_file(self, stack: str) -> Path:
+        """What the pins of ``stack`` resolved to."""
+        return self.root / "pins" / f"{stack}.lock.toml"
+
+    def image_folder(self, image: str) -> Path:
+        """The folder of one image: image.toml by hand, the rest rendered."""
+        return self.root / "images" / image
+
+    def stacks(self) -> list[str]:
+        """The names of the stacks that have pins, sorted."""
+        files = (self.root / "pins").glob("*.toml")
+        return sorted(f.stem for f in files if not f.name.endswith(".lock.toml") and f.stem != "advisories")
+
+    def shown(self, path: Path) -> str:
+        """``path`` as a person would type it: relative to the current folder where it lies below it."""
+        try:
+            return str(path.relative_to(Path.cwd()))
+        except ValueError:
+            return str(path)
+
+
+def _env_path(name: str) -> Path | None:
+    value = os.environ.get(name)
+    return Path(value).absolute() if value else None
+
+
+def _search(start: Path) -> Path:
+    for folder in (start, *start.parents):
+        if (folder / "pins").is_dir() and (folder / "images").is_dir():
+            return folder
+    return start

@@ -1,0 +1,30 @@
+"""What can stop a server's start here; every message says what to do."""
+
+from __future__ import annotations
+
+
+class SwitchError(RuntimeError):
+    """Base of this package's errors."""
+
+
+class BadSetting(SwitchError):
+    """The variable has a value that is neither on nor off."""
+
+
+class NotActiveHere(SwitchError):
+    """The variable is set on a platform where this switch cannot act."""
+
+
+class UnknownVllmCode(SwitchError):
+    """The vLLM code that would be switched is not the code this package knows."""
+
+    def __init__(self, symbol: str, vllm_version: str, why: str) -> None:
+        super().__init__(
+            f"kiln-vllm-mhc-switch does not know this code: {symbol} of vLLM {vllm_version}: "
+            f"{why}. It was written against vLLM 0.32.0. Use a vLLM it knows, or set VLLM_PLUGINS "
+            f"to leave the plugin kiln_mhc_switch out."
+        )
+
+
+class WrongPath(SwitchError):
+    """The model took, or was built for, another path than the one that was chosen."""

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Runs on the finished root file system (its path is $1), outside it. Removes what belongs to the machine that built it,
+# and what would differ from one build to the next.
+set -eu
+root=$1
+
+# mmdebstrap copies these two from the building machine; a container's engine mounts its own over them.
+rm -f "$root/etc/hostname" "$root/etc/resolv.conf"
+
+# There is no apt in the image: nothing may point at the folder the packages were installed from.
+rm -rf "$root/etc/apt" "$root/var/lib/apt" "$root/var/cache/apt"
+
+# Logs, caches and backups carry times and orders; the shadow file's backup and day count would change every day.
+rm -rf "$root/var/log/"* "$root/var/cache/ldconfig" "$root/var/cache/debconf/"*-old "$root/var/lib/dpkg/"*-old
+rm -f "$root/etc/passwd-" "$root/etc/group-" "$root/etc/shadow-" "$root/etc/gshadow-" "$root/etc/subuid-" "$root/etc/subgid-"
+rm -f "$root/etc/machine-id" "$root/var/lib/dbus/machine-id" "$root/var/lib/systemd/random-seed"
+day=$((SOURCE_DATE_EPOCH / 86400))
+awk -F: -v OFS=: -v day="$day" '$3 != "" { $3 = day } { print }' "$root/etc/shadow" > "$root/etc/shadow.new"
+cat "$root/etc/shadow.new" > "$root/etc/shadow"
+rm "$root/etc/shadow.new"
+
+# Python compiles what it imports on first use; those files hold times. Debian's own are made by its maintainer scripts.
+find "$root/usr/lib/python3" "$root"/usr/lib/python3.* -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
