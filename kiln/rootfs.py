@@ -24,7 +24,7 @@ OPTIONS = (
     "--mode=root",
     "--variant=essential",
     "--format=tar",
-    "--skip=output/dev",
+    "--skip=output/dev,cleanup",
     "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",

@@ -8,10 +8,10 @@ same host:
 
 It waits for ``/health``, then asks each prompt greedily three times: through
 ``/v1/completions`` and ``/v1/chat/completions``, one at a time, and then all prompts at once,
-every other one through either API, so that the server has to batch them. It asks for token ids and log probabilities too, so that two
-settings of a server can be compared token for token. It judges nothing but each answer's
-equality: whether a wrong answer matters is for the caller, who reads the JSON document on
-standard output::
+every other one through either API, so that the server has to batch them. It asks for token ids
+and log probabilities too, so that two settings of a server can be compared token for token. It
+judges nothing but each answer's equality: whether a wrong answer matters is for the caller, who
+reads the JSON document on standard output::
 
     {"schema_version": 1, "ready_seconds": 1.2, "model": "...", "vllm_version": "...",
      "answers": [{"id": "...", "api": "completions", "expected": "...", "got": "...",
@@ -39,7 +39,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -157,10 +157,8 @@ def _cut_off(connection: socket.socket, seconds: float) -> Iterator[threading.Ev
 
     def cut() -> None:
         late.set()
-        try:
+        with suppress(OSError):  # already closed: nothing left to cut
             connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # already closed: nothing left to cut
 
     timer = threading.Timer(seconds, cut)
     timer.daemon = True
@@ -192,10 +190,10 @@ class Server:
             with _cut_off(connection.sock, limit) as late:
                 try:
                     return self._exchange(connection, path, body)
-                except (OSError, http.client.HTTPException, ValueError):
+                finally:
+                    # Cut off, a response may look like one that ended.
                     if late.is_set():
-                        raise TooSlow(f"no whole response within {limit:g} s") from None
-                    raise
+                        raise TooSlow(f"no whole response within {limit:g} s")
         except TimeoutError:
             raise TooSlow(f"no response within {limit:g} s") from None
         except (OSError, http.client.RemoteDisconnected, http.client.IncompleteRead) as error:

@@ -14,6 +14,8 @@ Facts and where they come from:
   ``hf_to_vllm_mapper`` and transformers' ``conversion_mapping`` both read.
 """
 
+# ruff: noqa: RUF001 - DeepSeek spells its special tokens with a fullwidth bar
+
 from __future__ import annotations
 
 import re

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import CPU_MLA, Tree
+
+from .standin import CPU_MLA, Tree
 
 FILE = "vllm/models/deepseek_v4/cpu/cpu_mla.py"
 MODULE = "vllm.models.deepseek_v4.cpu.cpu_mla"
@@ -128,8 +131,6 @@ def test_a_real_cpu_backend_needs_no_interpreter(tree: Tree) -> None:
 
 
 def test_each_backend_module_has_one_concrete_class(tree: Tree) -> None:
-    import inspect
-
     for name, base in (("compiler", "BaseBackend"), ("driver", "DriverBase")):
         wanted = getattr(importlib.import_module(f"triton.backends.{name}"), base)
         module = importlib.import_module(f"{BACKEND}.{name}")
@@ -156,11 +157,12 @@ def test_driver_and_compiler_agree_and_refuse_to_compile(tree: Tree) -> None:
     assert driver.get_active_torch_device() == ("device", "cpu")
     assert compiler.get_module_map() == {}
     assert compiler.hash()
-    for refuse in (
+    refusals: tuple[Callable[[], object], ...] = (
         lambda: compiler.parse_options({}),
         lambda: compiler.add_stages({}, None, None),
         lambda: driver.map_python_to_cpp_type("i32"),
-    ):
+    )
+    for refuse in refusals:
         with pytest.raises(RuntimeError):
             refuse()
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Tree
+
+from .standin import Tree
 
 FILE = "vllm/models/deepseek_v4/cpu/model.py"
 MODULE = "vllm.models.deepseek_v4.cpu.model"
@@ -45,7 +46,7 @@ def new_model() -> Any:
 
 def serve(model: Any) -> Any:
     """One forward pass with attention metadata, as for a request."""
-    context = importlib.import_module("vllm.forward_context")
+    context: Any = importlib.import_module("vllm.forward_context")
     context.current = {"layers.0.attn": object()}
     try:
         return model.forward(["x"])
@@ -237,7 +238,8 @@ def test_running_another_path_than_chosen_is_an_error(disagree: Callable[[Any], 
 def test_a_compiled_model_is_reported_as_unproven(caplog: pytest.LogCaptureFixture) -> None:
     register()
     model = new_model()
-    importlib.import_module("torch.compiler").compiling = True
+    compiler: Any = importlib.import_module("torch.compiler")
+    compiler.compiling = True
     serve(model)
     assert RAN_LINE.search(messages(caplog)) is None
     assert "kiln-mhc: ran path=unproven chosen=unfused calls=fused:0,unfused:0" in messages(caplog)

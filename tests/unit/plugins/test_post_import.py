@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PACKAGES, PLUGINS, Tree
+
+from .standin import PACKAGES, PLUGINS, Tree
 
 MODULE = "vllm.models.deepseek_v4.cpu.cpu_mla"
 

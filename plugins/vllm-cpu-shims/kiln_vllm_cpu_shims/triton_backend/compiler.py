@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from triton.backends.compiler import BaseBackend, GPUTarget
 
 
-class InterpreterOnly(BaseBackend):
+class InterpreterOnly(BaseBackend):  # type: ignore[misc] # Triton has no types
     """Stands where a compiler would; a kernel that reaches it was not interpreted."""
 
     @staticmethod

@@ -13,7 +13,7 @@ from triton.backends.driver import DriverBase
 Benchmarker = Callable[..., Sequence[float]]
 
 
-class InterpreterDriver(DriverBase):
+class InterpreterDriver(DriverBase):  # type: ignore[misc] # Triton has no types
     """Answers what Triton asks of a driver when kernels are interpreted on the host."""
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Unit tests of the vLLM plugins; offline, without vLLM, torch or Triton."""
