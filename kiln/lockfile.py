@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import tomli_w
 
+from kiln.canonical import digest_of
 from kiln.errors import LockInvalidError, LockMissingError, LockStaleError
 from kiln.pins import Pins
 from kiln.workspace import Workspace
@@ -82,6 +83,11 @@ class Lock:
     def entries(self) -> tuple[Entry, ...]:
         """Every input, packages first."""
         return (*self.debs, *self.wheels)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The lock's checksum: over what it locks, not over how the file is written."""
+        return digest_of([self.stack, self.pins_sha256, sorted(map(astuple, self.debs)), sorted(map(astuple, self.wheels))])
 
     @cached_property
     def _by_component(self) -> dict[str, tuple[Wheel, ...]]:

@@ -141,7 +141,7 @@ def _labels(pins: Pins, lock: Lock, image: Image, versions: Mapping[str, str]) -
         "org.opencontainers.image.title": image.name,
         "org.opencontainers.image.description": image.about,
         f"{LABEL}.stack": pins.stack,
-        f"{LABEL}.pins.sha256": pins.sha256,
+        f"{LABEL}.lock.sha256": lock.sha256,
         **{f"{LABEL}.component.{name}": version for name, version in versions.items()},
     }
     return tuple(sorted(labels.items()))

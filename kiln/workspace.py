@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +58,27 @@ class Workspace:
         """The names of the stacks that have pins, sorted."""
         files = (self.root / "pins").glob("*.toml")
         return sorted(f.stem for f in files if not f.name.endswith(".lock.toml") and f.stem != "advisories")
+
+    @contextmanager
+    def exclusive(self, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold the state folder alone; a second kiln waits for the first, and ``waiting`` is told whom it waits for.
+
+        What a killed run left behind is removed: while the folder is held, a working folder in it belongs to nobody.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        with (self.state / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                waiting(f"another kiln (pid {lock.read().strip() or 'unknown'}) is working in {self.state}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            for left in (self.state / "store").glob("tmp-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
 
     def shown(self, path: Path) -> str:
         """``path`` as a person would type it: relative to the current folder where it lies below it."""

@@ -1,0 +1,111 @@
+"""What a check is. A check looks at an image and says pass, fail, error (could not look) or skip (with the reason)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import docker
+
+from kiln.build import Built
+from kiln.console import Console
+from kiln.engine import Engine
+from kiln.image import Image
+from kiln.lockfile import Lock
+from kiln.pins import Pins
+from kiln.workspace import Workspace
+
+Status = Literal["pass", "fail", "error", "skip"]
+Level = Literal["static", "generate"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found: its judgement in a sentence, and the evidence it rests on (the same on every run of one image)."""
+
+    status: Status
+    summary: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: the image in its engine, and what it is meant to be."""
+
+    workspace: Workspace
+    pins: Pins
+    lock: Lock
+    image: Image
+    labels: tuple[tuple[str, str], ...]
+    source_wheels: tuple[str, ...]
+    built: Built
+    engine: Engine
+    client: docker.DockerClient
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: ``look`` returns its outcome. ``about`` says what holds when it passes, ``url`` where that is explained."""
+
+    id: str
+    level: Level
+    about: str
+    look: Callable[[], Outcome]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A check and what came of it, with the seconds it took."""
+
+    id: str
+    level: Level
+    about: str
+    outcome: Outcome
+    seconds: float
+
+
+def passed(summary: str, **evidence: Any) -> Outcome:
+    """The check holds."""
+    return Outcome("pass", summary, evidence)
+
+
+def failed(summary: str, **evidence: Any) -> Outcome:
+    """The image is wrong."""
+    return Outcome("fail", summary, evidence)
+
+
+def errored(summary: str, **evidence: Any) -> Outcome:
+    """The check could not look; that says nothing about the image, and is no pass."""
+    return Outcome("error", summary, evidence)
+
+
+def run_checks(checks: list[Check], console: Console) -> list[Result]:
+    """Run the checks in order. What a check raises is an error of that check, and the others run all the same."""
+    results = []
+    for check in checks:
+        began = time.monotonic()
+        try:
+            outcome = check.look()
+        except Exception as error:  # noqa: BLE001 - whatever went wrong while looking, the report must say so
+            outcome = errored(f"could not look: {type(error).__name__}: {error}"[:2000])
+        results.append(Result(check.id, check.level, check.about, outcome, round(time.monotonic() - began, 3)))
+        console.note(f"{outcome.status:5}  {check.id}: {outcome.summary.splitlines()[0][:160]}")
+    return results
+
+
+def differing(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What differs between two mappings, a line each, sorted."""
+    lines = []
+    for key in sorted(expected.keys() | found.keys()):
+        if key not in found:
+            lines.append(f"{key}: {expected[key]!r} is missing")
+        elif key not in expected:
+            lines.append(f"{key}: {found[key]!r} is not expected")
+        elif expected[key] != found[key]:
+            lines.append(f"{key}: expected {expected[key]!r}, found {found[key]!r}")
+    return lines
+
+

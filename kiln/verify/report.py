@@ -1,0 +1,85 @@
+"""The report: all checks of one image digest as one JSON file; every other form is rendered from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kiln import __version__
+from kiln.errors import VerifyFailedError, VerifyIncompleteError
+from kiln.store import write_whole
+from kiln.verify.checks import Result, Subject
+from kiln.workspace import Workspace
+
+SCHEMA_VERSION = 1
+
+
+def make_report(subject: Subject, results: Sequence[Result], versions: dict[str, str], model: str, began: datetime) -> dict[str, Any]:
+    """The report as data. All of it is the same for the same image and checkpoint, except for the block ``timing``."""
+    counts = {status: sum(result.outcome.status == status for result in results) for status in ("pass", "fail", "error", "skip")}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "kiln", "version": __version__},
+        "subject": {"image": subject.image.name, "manifest_digest": subject.built.digest, "platform": subject.pins.platform, "components": versions},
+        "stack": subject.pins.stack,
+        "pins": {"sha256": subject.pins.sha256},
+        "lock": {"sha256": subject.lock.sha256},
+        "model": model,
+        "environment": {"engine": "docker", "engine_version": subject.engine.version, "gpu": None},
+        "checks": [
+            {"id": r.id, "level": r.level, "about": r.about, "status": r.outcome.status, "summary": r.outcome.summary, "evidence": r.outcome.evidence} for r in results
+        ],
+        "summary": {**counts, "total": len(results)},
+        "timing": {
+            "started_at": began.isoformat(timespec="seconds"),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": {result.id: result.seconds for result in results},
+            "detail": {result.id: result.outcome.timing for result in results if result.outcome.timing},
+        },
+    }
+
+
+def report_file(workspace: Workspace, digest: str) -> Path:
+    """Where the report of a digest lies. The colon becomes a hyphen: artefact stores and Windows refuse it in names."""
+    return workspace.state / "reports" / f"{digest.replace(':', '-')}.json"
+
+
+def write_report(workspace: Workspace, report: dict[str, Any]) -> Path:
+    """Write the report to its place and return it."""
+    path = report_file(workspace, report["subject"]["manifest_digest"])
+    write_whole(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def good_report(workspace: Workspace, digest: str, lock_sha256: str, check_ids: Sequence[str]) -> dict[str, Any] | None:
+    """The report of this digest and lock if all of these checks are in it, and none failed; else None."""
+    try:
+        report: dict[str, Any] = json.loads(report_file(workspace, digest).read_text())
+        same = (report["schema_version"], report["subject"]["manifest_digest"], report["lock"]["sha256"]) == (SCHEMA_VERSION, digest, lock_sha256)
+        statuses = {check["id"]: check["status"] for check in report["checks"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return report if same and check_ids and all(statuses.get(check) == "pass" for check in check_ids) else None
+
+
+def table(report: dict[str, Any]) -> str:
+    """The checks as a short table for a terminal: status, id, summary (first line), seconds."""
+    seconds = report["timing"]["seconds"]
+    width = max((len(check["id"]) for check in report["checks"]), default=0)
+    rows = [f"  {check['status']:5}  {check['id']:{width}}  {seconds.get(check['id'], 0):6.1f} s  {check['summary'].splitlines()[0][:110]}" for check in report["checks"]]
+    return "\n".join(rows)
+
+
+def judge(report: dict[str, Any], shown: str) -> None:
+    """Raise VerifyFailedError where a check failed, VerifyIncompleteError where one could not look or none ran."""
+    summary = report["summary"]
+    bad = [f"{check['id']}: {check['summary']}" for check in report["checks"] if check["status"] in ("fail", "error")]
+    if summary["fail"]:
+        raise VerifyFailedError(f"{summary['fail']} of {summary['total']} checks failed", why="\n".join(bad), fix=f"the evidence is in {shown}; this image must not be used")
+    if summary["error"]:
+        raise VerifyIncompleteError(f"{summary['error']} of {summary['total']} checks could not look", why="\n".join(bad), fix=f"see {shown}; mend what is in the way and verify again")
+    if not summary["pass"]:
+        raise VerifyIncompleteError("no check ran", why="An image that nobody looked at is not verified.", fix="see [verify] in the image's image.toml")

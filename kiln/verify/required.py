@@ -1,0 +1,13 @@
+"""Which checks an image must have passed. Apart from the checks themselves, so that asking costs no SDK."""
+
+from __future__ import annotations
+
+from kiln.render import Rendered
+
+
+def required_checks(rendered: Rendered) -> list[str]:
+    """The ids that a report must hold, all passed, before an image counts as verified."""
+    settings = rendered.image.settings
+    ids = ["image.digest", "image.config", "image.labels", "packages.wheels", "packages.debian"]
+    ids += [f"serve.{setting.name}.{what}" for setting in settings for what in ("answers", "path")]
+    return [*ids, "serve.agree"] if len(settings) > 1 else ids

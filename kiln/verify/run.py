@@ -1,0 +1,64 @@
+"""Verifying one built image: all its checks, then the report."""
+
+from __future__ import annotations
+
+import tomllib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from kiln.build import Built
+from kiln.console import Console
+from kiln.containers import connect, remove_left_over
+from kiln.engine import Engine
+from kiln.lockfile import Lock
+from kiln.model import given_model, tiny_model
+from kiln.pins import Pins
+from kiln.render import Rendered
+from kiln.store import Store
+from kiln.verify.checks import Subject, run_checks
+from kiln.verify.generate import generate_checks
+from kiln.verify.report import make_report, write_report
+from kiln.verify.static import static_checks
+from kiln.workspace import Workspace
+
+TINY, TINY_WRONG = "tiny", "tiny-wrong"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A report and the file it was written to."""
+
+    report: dict[str, Any]
+    path: Path
+
+
+def verify(workspace: Workspace, pins: Pins, lock: Lock, rendered: Rendered, built: Built, engine: Engine, store: Store, console: Console, model: str = TINY) -> Verified:
+    """Look at a built image with every check it has, and write the report.
+
+    ``model`` is ``tiny``, ``tiny-wrong`` (trained on other answers: the check must fail) or a folder. Raises ModelError or
+    EngineError where nothing can be looked at; what the checks found is for ``report.judge``.
+    """
+    began = datetime.now(UTC)
+    console.step(f"verifying {built.image} {built.digest[:19]}…")
+    with connect(engine) as client, ExitStack() as stack:
+        if left := remove_left_over(client):
+            console.note(f"removed {left} containers of a run that was killed")
+        subject = Subject(workspace, pins, lock, rendered.image, rendered.labels, source_wheels(workspace, pins, rendered), built, engine, client)
+        if model in (TINY, TINY_WRONG):
+            checkpoint = stack.enter_context(tiny_model(workspace, client, built.reference, store, console, wrong_answers=model == TINY_WRONG))
+        else:
+            checkpoint = given_model(Path(model))
+        results = run_checks([*static_checks(subject), *generate_checks(subject, checkpoint)], console)
+    report = make_report(subject, results, {unit.name: unit.version for unit in rendered.units}, checkpoint.identity, began)
+    return Verified(report, write_report(workspace, report))
+
+
+def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple[str, ...]:
+    """The distributions that the image's components build from the project's own sources, by canonical name."""
+    sources = [source for component in rendered.image.components for source in pins.by_name[component].sources]
+    return tuple(str(canonicalize_name(tomllib.loads((workspace.root / source / "pyproject.toml").read_text())["project"]["name"])) for source in sources)

@@ -1,0 +1,123 @@
+"""Static checks: the image is what the pins and the lock say, seen from its configuration and from inside, nothing served."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from kiln.containers import container, wait
+from kiln.engine import image_digest
+from kiln.unixhttp import get_json
+from kiln.verify.checks import Check, Outcome, Subject, differing, errored, failed, passed
+
+LIST_SECONDS = 120
+
+
+def static_checks(subject: Subject) -> list[Check]:
+    """All static checks of an image."""
+    contents = _Contents(subject)
+    return [
+        Check("image.digest", "static", "the engine holds the very image that was built", lambda: digest(subject)),
+        Check("image.config", "static", "entry point, user, folder, platform and environment are as image.toml says", lambda: config(subject)),
+        Check("image.labels", "static", "the labels name this lock and these component versions", lambda: labels(subject)),
+        Check("packages.wheels", "static", "the Python distributions in the image are the locked ones, no more and no less", lambda: wheels(subject, contents)),
+        Check("packages.debian", "static", "the Debian packages in the image are the locked ones, no more and no less", lambda: debian(subject, contents)),
+    ]
+
+
+def digest(subject: Subject) -> Outcome:
+    """The manifest digest in the engine against the one that BuildKit reported."""
+    found = image_digest(subject.engine, subject.built.reference)
+    if found != subject.built.digest:
+        return failed(f"{subject.built.reference} is {found}, built was {subject.built.digest}", found=found)
+    return passed(subject.built.digest)
+
+
+def _config(subject: Subject) -> dict[str, Any]:
+    socket = subject.engine.host.removeprefix("unix://")
+    from pathlib import Path
+
+    found = get_json(Path(socket), f"/images/{subject.built.reference}/json")
+    if not found:
+        raise LookupError(f"the engine has no image {subject.built.reference}")
+    return found
+
+
+def config(subject: Subject) -> Outcome:
+    """The image's configuration against image.toml."""
+    found = _config(subject)
+    settings = found.get("Config") or {}
+    environment = dict(item.split("=", 1) for item in settings.get("Env") or [])
+    environment.pop("PATH", None)
+    operating_system, architecture = subject.pins.platform.split("/")
+    expected = {
+        "entry point": list(subject.image.entrypoint),
+        "command": None,
+        "user": subject.image.user,
+        "folder": subject.image.workdir,
+        "platform": f"{operating_system}/{architecture}",
+        "environment": dict(subject.image.env),
+    }
+    seen = {
+        "entry point": settings.get("Entrypoint"),
+        "command": settings.get("Cmd"),
+        "user": settings.get("User"),
+        "folder": settings.get("WorkingDir"),
+        "platform": f"{found.get('Os')}/{found.get('Architecture')}",
+        "environment": environment,
+    }
+    wrong = differing(expected, seen)
+    return failed("\n".join(wrong)) if wrong else passed(f"{' '.join(subject.image.entrypoint)} as {subject.image.user}, {len(environment)} variables", **seen)
+
+
+def labels(subject: Subject) -> Outcome:
+    """The image's labels against what the lock and the pins render to."""
+    seen = (_config(subject).get("Config") or {}).get("Labels") or {}
+    wrong = differing(dict(subject.labels), seen)
+    return failed("\n".join(wrong)) if wrong else passed(f"{len(seen)} labels; lock {subject.lock.sha256[:16]}…", labels=dict(sorted(seen.items())))
+
+
+class _Contents:
+    """What is installed in the image, asked once."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._found: dict[str, Any] | None = None
+
+    def get(self) -> dict[str, Any]:
+        """The document of scripts/list_contents.py. Raises LookupError with what the container said where there is none."""
+        if self._found is None:
+            subject = self._subject
+            scripts = subject.workspace.root / "scripts"
+            with container(
+                subject.client, subject.built.reference, entrypoint=["python3"], command=["/kiln/scripts/list_contents.py"], mounts={scripts: "/kiln/scripts"}, memory=1 << 30, read_only=True
+            ) as started:
+                ended = wait(started, LIST_SECONDS)
+            if ended.code != 0:
+                raise LookupError(f"listing the contents ended with {ended.code}: {ended.stderr.strip()[-600:]}")
+            self._found = json.loads(ended.stdout)
+        return self._found
+
+
+def wheels(subject: Subject, contents: _Contents) -> Outcome:
+    """The distributions inside against the lock's wheels for this image's components, and the plugins built from source."""
+    found = [(name, version) for name, version in contents.get()["distributions"]]
+    twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
+    if twice:
+        return failed(f"installed more than once: {', '.join(sorted(twice))}")
+    expected = {wheel.name: wheel.version for component in subject.image.components for wheel in subject.lock.wheels_of(component)}
+    seen = dict(found)
+    plugins = {name: seen.pop(name, None) for name in subject.source_wheels}
+    missing = [f"{name}: built from source, is missing" for name, version in plugins.items() if version is None]
+    wrong = differing(expected, seen) + missing
+    return failed("\n".join(wrong)) if wrong else passed(f"{len(found)} distributions", distributions=[f"{name} {version}" for name, version in found])
+
+
+def debian(subject: Subject, contents: _Contents) -> Outcome:
+    """The Debian packages inside against the lock's."""
+    seen = dict(contents.get()["debs"])
+    if not seen:
+        return errored("the image lists no packages at all")
+    wrong = differing({deb.name: deb.version for deb in subject.lock.debs}, seen)
+    return failed("\n".join(wrong)) if wrong else passed(f"{len(seen)} packages", packages=[f"{name} {version}" for name, version in sorted(seen.items())])
