@@ -257,6 +257,8 @@ def write_weights(out: Path, model: Any) -> int:
 
     path = out / "model.safetensors"
     save_file(native_tensors(model), path, metadata={"format": "pt"})
+    # safetensors leaves it for its owner alone, and a server often runs as another user.
+    path.chmod(0o644)
     return path.stat().st_size
 
 

@@ -1,0 +1,1 @@
+"""Nothing to import: this distribution exists for its metadata. See its README."""
