@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import click
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kiln.build import Built
     from kiln.engine import Engine
     from kiln.render import Rendered
+
+    _Reported: TypeAlias = tuple[Rendered, Built, dict[str, Any], Path]
 
 
 @dataclass(frozen=True)
@@ -206,24 +208,21 @@ def image(context: Context, stack: str, model: str) -> None:
 
     Example: kiln image cpu
     """
-    from kiln.verify.report import good_report
+    from kiln.verify.report import good_report, report_file
+    from kiln.verify.required import required_checks
 
     with context.working():
         engine, pairs, built = _build(context, stack)
         pins, found = context.locked(stack)
         reports = []
         for rendered, one in zip(pairs, built, strict=True):
-            known = good_report(context.workspace, one.digest, found.sha256, _required(rendered)) if model == "tiny" else None
+            known = good_report(context.workspace, one.digest, found.sha256, required_checks(rendered)) if model == "tiny" else None
             if known:
                 context.console.step(f"{rendered.image.name} is verified already: nothing to do (repeat it with: kiln verify {stack})")
-            reports.append((rendered, one, known or _verify(context, pins, found, rendered, one, engine, model)[2]))
+                reports.append((rendered, one, known, report_file(context.workspace, one.digest)))
+            else:
+                reports.append(_verify(context, pins, found, rendered, one, engine, model))
     _show_reports(context, reports)
-
-
-def _required(rendered: Rendered) -> list[str]:
-    from kiln.verify.required import required_checks
-
-    return required_checks(rendered)
 
 
 def _build(context: Context, stack: str) -> tuple[Engine, tuple[Rendered, ...], list[Built]]:
@@ -251,28 +250,29 @@ def _build(context: Context, stack: str) -> tuple[Engine, tuple[Rendered, ...], 
     return engine, images, built
 
 
-def _verify(context: Context, pins: Pins, found: Lock, rendered: Rendered, built: Built, engine: Engine, model: str) -> tuple[Rendered, Built, dict[str, Any]]:
+def _verify(context: Context, pins: Pins, found: Lock, rendered: Rendered, built: Built, engine: Engine, model: str) -> _Reported:
     from kiln.verify.run import verify as run_verify
 
-    return rendered, built, run_verify(context.workspace, pins, found, rendered, built, engine, context.store, context.console, model).report
+    verified = run_verify(context.workspace, pins, found, rendered, built, engine, context.store, context.console, model)
+    return rendered, built, verified.report, verified.path
 
 
-def _show_reports(context: Context, reports: list[tuple[Rendered, Built, dict[str, Any]]]) -> None:
+def _show_reports(context: Context, reports: list[_Reported]) -> None:
     """Print every report's table and what the image is; then raise for the first that is not good."""
-    from kiln.verify.report import judge, report_file, table
+    from kiln.verify.report import judge, table
 
     lines = []
-    for rendered, built, report in reports:
+    for rendered, built, report, path in reports:
         summary = report["summary"]
         lines += [table(report), ""]
         lines.append(f"image       {built.reference}")
         lines.append(f"digest      {built.digest}")
         lines.append("components  " + ", ".join(f"{unit.name} {unit.version}" for unit in rendered.units))
-        lines.append(f"report      {context.workspace.shown(report_file(context.workspace, built.digest))}")
+        lines.append(f"report      {context.workspace.shown(path)}")
         lines.append(f"checks      {summary['pass']} of {summary['total']} passed" + "".join(f", {summary[key]} {key}" for key in ("fail", "error", "skip") if summary[key]))
-    context.result("\n".join(lines), [report for _, _, report in reports])
-    for _, built, report in reports:
-        judge(report, context.workspace.shown(report_file(context.workspace, built.digest)))
+    context.result("\n".join(lines), [report for _, _, report, _ in reports])
+    for _, _, report, path in reports:
+        judge(report, context.workspace.shown(path))
 
 
 @cli.group()
@@ -352,12 +352,29 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        error = InterruptedByUserError("stopped")
-        click.echo(f"\n{error}", err=True)
-        return error.exit_code
+        stopped = InterruptedByUserError("stopped")
+        click.echo(f"\n{stopped}", err=True)
+        return stopped.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (kiln … | head).
+        return 0
+    except Exception as error:  # noqa: BLE001 - a person gets a message, the details go into a file
+        unforeseen = _unforeseen(error)
+        click.echo(f"\n{unforeseen}", err=True)
+        return unforeseen.exit_code
     finally:
         _on_termination(previous)
     return 0
+
+
+def _unforeseen(error: Exception) -> KilnError:
+    """An error that no part of Kiln raised on purpose: a message for the reader, the traceback in a file beside."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="kiln-crash-", suffix=".txt", delete=False) as crash:
+        crash.write("".join(traceback.format_exception(error)))
+    return KilnError("kiln met something it did not foresee", why=f"{type(error).__name__}: {error}", fix=f"this is a defect of kiln: please report it with {crash.name}")
 
 
 def _on_termination(handler: Callable[[int, Any], Any] | int | None) -> Callable[[int, Any], Any] | int | None:

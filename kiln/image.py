@@ -24,7 +24,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Image:
-    """One image as a person described it. ``serve`` are the arguments that the smoke test adds to the entry point."""
+    """One image as a person described it. ``serve`` are the arguments that the smoke test adds to the entry point;
+    ``memory`` is the server's limit in bytes, and the seconds bound its start and all its answers together."""
 
     name: str
     about: str
@@ -36,6 +37,8 @@ class Image:
     env: tuple[tuple[str, str], ...]
     serve: tuple[str, ...]
     memory: int
+    start_seconds: int
+    answer_seconds: int
     settings: tuple[Setting, ...]
     sha256: str
 
@@ -64,6 +67,8 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         env=tuple(runtime.strings("env").items()),
         serve=verify.texts("serve"),
         memory=verify.number("memory-gib") << 30,
+        start_seconds=verify.number("start-seconds"),
+        answer_seconds=verify.number("answer-seconds"),
         settings=tuple(settings),
         sha256=digest_of(tomllib.loads(path.read_text())),
     )

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Ask a running server every question of ``answers.json`` and report what it said.
 
 Runs inside the serving container, with the standard library alone, against the server on the
@@ -60,15 +59,15 @@ class AskError(Exception):
     """A request got no usable response; the message says why."""
 
 
-class Gone(AskError):
+class GoneError(AskError):
     """Nobody listens, or the connection broke before a whole response came."""
 
 
-class Garbage(AskError):
+class GarbageError(AskError):
     """A response came that is not what the API promises, an HTTP error status included."""
 
 
-class TooSlow(AskError):
+class TooSlowError(AskError):
     """The whole response was not there in time."""
 
 
@@ -180,8 +179,8 @@ class Server:
     ) -> tuple[int, bytes]:
         """GET ``path``, or POST ``body`` to it as JSON; return the status and the whole body.
 
-        Raises :class:`Gone`, :class:`TooSlow` (after ``timeout`` seconds in all) or
-        :class:`Garbage` (not HTTP, or a body over ``MAX_RESPONSE_BYTES``).
+        Raises :class:`GoneError`, :class:`TooSlowError` (after ``timeout`` seconds in all) or
+        :class:`GarbageError` (not HTTP, or a body over ``MAX_RESPONSE_BYTES``).
         """
         limit = self.timeout if timeout is None else timeout
         connection = http.client.HTTPConnection(self.host, self.port, timeout=limit)
@@ -193,13 +192,13 @@ class Server:
                 finally:
                     # Cut off, a response may look like one that ended.
                     if late.is_set():
-                        raise TooSlow(f"no whole response within {limit:g} s")
+                        raise TooSlowError(f"no whole response within {limit:g} s")
         except TimeoutError:
-            raise TooSlow(f"no response within {limit:g} s") from None
+            raise TooSlowError(f"no response within {limit:g} s") from None
         except (OSError, http.client.RemoteDisconnected, http.client.IncompleteRead) as error:
-            raise Gone(f"the connection failed: {error!r}") from error
+            raise GoneError(f"the connection failed: {error!r}") from error
         except (http.client.HTTPException, ValueError) as error:
-            raise Garbage(f"not an HTTP response: {error!r}") from error
+            raise GarbageError(f"not an HTTP response: {error!r}") from error
         finally:
             connection.close()
 
@@ -212,23 +211,23 @@ class Server:
         response = connection.getresponse()
         data = response.read(MAX_RESPONSE_BYTES + 1)
         if len(data) > MAX_RESPONSE_BYTES:
-            raise Garbage(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
+            raise GarbageError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
         declared = response.getheader("Content-Length")
         if declared is not None and len(data) < int(declared):
             raise http.client.IncompleteRead(data, int(declared) - len(data))
         return response.status, data
 
     def ask_json(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """As :meth:`request`, for a JSON object. Raises :class:`Garbage` for anything else."""
+        """As :meth:`request`, for a JSON object. Raises :class:`GarbageError` for anything else."""
         status, data = self.request(path, body)
         if status != HTTP_OK:
-            raise Garbage(f"{path} answered {status}: {_shown(data)}")
+            raise GarbageError(f"{path} answered {status}: {_shown(data)}")
         try:
             document = json.loads(data)
         except (ValueError, RecursionError):
-            raise Garbage(f"{path} did not answer with JSON: {_shown(data)}") from None
+            raise GarbageError(f"{path} did not answer with JSON: {_shown(data)}") from None
         if not isinstance(document, dict):
-            raise Garbage(f"{path} did not answer with a JSON object: {_shown(data)}")
+            raise GarbageError(f"{path} did not answer with a JSON object: {_shown(data)}")
         return document
 
     def healthy(self, timeout: float) -> bool:
@@ -239,12 +238,12 @@ class Server:
             return False
 
     def wait_until_ready(self, seconds: float) -> float:
-        """Wait for ``/health``; return how long it took. Raises :class:`Gone` after ``seconds``."""
+        """Wait for ``/health``; return how long it took. Raises :class:`GoneError` after ``seconds``."""
         start = time.monotonic()
         while True:
             left = seconds - (time.monotonic() - start)
             if left <= 0:
-                raise Gone(f"the server was not ready within {seconds:g} s")
+                raise GoneError(f"the server was not ready within {seconds:g} s")
             if self.healthy(min(self.timeout, left)):
                 return time.monotonic() - start
             time.sleep(min(READY_POLL_SECONDS, left))
@@ -277,15 +276,15 @@ def request_body(api: str, prompt: Prompt, model: str, quiz: Quiz) -> dict[str, 
 
 
 def read_answer(api: str, document: Mapping[str, Any], answer: Answer, prompt: Prompt) -> None:
-    """Fill ``answer`` from a response. Raises :class:`Garbage` where no text is in it."""
+    """Fill ``answer`` from a response. Raises :class:`GarbageError` where no text is in it."""
     try:
         choice = document["choices"][0]
         got = choice["message"]["content"] if api == "chat" else choice["text"]
         finished = choice["finish_reason"]
     except (KeyError, IndexError, TypeError) as error:
-        raise Garbage(f"no answer in the response: {error!r}") from error
+        raise GarbageError(f"no answer in the response: {error!r}") from error
     if not isinstance(got, str):
-        raise Garbage(f"the answer is not a text: {_shown(repr(got).encode())}")
+        raise GarbageError(f"the answer is not a text: {_shown(repr(got).encode())}")
     answer.got = got
     token_ids = choice.get("token_ids")
     if isinstance(token_ids, list) and all(isinstance(token, int) for token in token_ids):
@@ -304,10 +303,13 @@ def smallest_lead(logprobs: object) -> float | None:
     try:
         if not isinstance(logprobs, dict):
             return None
-        if "content" in logprobs:
-            tops = [[t["logprob"] for t in c["top_logprobs"]] for c in logprobs["content"]]
-        else:
-            tops = [list(t.values()) for t in logprobs["top_logprobs"]]
+        chat = logprobs.get("content")
+        if chat is None:
+            chat = [
+                {"top_logprobs": [{"logprob": v} for v in t.values()]}
+                for t in logprobs["top_logprobs"]
+            ]
+        tops = [[t["logprob"] for t in c["top_logprobs"]] for c in chat]
         gaps = []
         for top in tops:
             best, second = sorted(map(float, top), reverse=True)[:2]
@@ -372,8 +374,8 @@ def run(
         report.model = str(server.ask_json("/v1/models")["data"][0]["id"])
         report.vllm_version = str(server.ask_json("/version")["version"])
         status = Asker(server, quiz, report, total_seconds).ask_all()
-    except Gone as error:
-        report.error, status = f"Gone: {error}", EXIT_GONE
+    except GoneError as error:
+        report.error, status = f"GoneError: {error}", EXIT_GONE
     except (AskError, KeyError, IndexError, TypeError) as error:
         report.error, status = f"{type(error).__name__}: {error}", EXIT_PROTOCOL
     return status, report.document(total=ASKED_EACH * len(quiz.prompts))

@@ -42,14 +42,18 @@ def make_report(subject: Subject, results: Sequence[Result], versions: dict[str,
     }
 
 
-def report_file(workspace: Workspace, digest: str) -> Path:
-    """Where the report of a digest lies. The colon becomes a hyphen: artefact stores and Windows refuse it in names."""
-    return workspace.state / "reports" / f"{digest.replace(':', '-')}.json"
+def report_file(workspace: Workspace, digest: str, other_model: str = "") -> Path:
+    """Where the report of a digest lies; one made with another checkpoint than the tiny one lies beside it, under its name.
+
+    The colon becomes a hyphen: artefact stores and Windows refuse it in names.
+    """
+    suffix = f"-{other_model.replace(':', '-')[:32]}" if other_model else ""
+    return workspace.state / "reports" / f"{digest.replace(':', '-')}{suffix}.json"
 
 
-def write_report(workspace: Workspace, report: dict[str, Any]) -> Path:
+def write_report(workspace: Workspace, report: dict[str, Any], *, other_model: bool) -> Path:
     """Write the report to its place and return it."""
-    path = report_file(workspace, report["subject"]["manifest_digest"])
+    path = report_file(workspace, report["subject"]["manifest_digest"], report["model"] if other_model else "")
     write_whole(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return path
 

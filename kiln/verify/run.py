@@ -55,7 +55,7 @@ def verify(workspace: Workspace, pins: Pins, lock: Lock, rendered: Rendered, bui
             checkpoint = given_model(Path(model))
         results = run_checks([*static_checks(subject), *generate_checks(subject, checkpoint)], console)
     report = make_report(subject, results, {unit.name: unit.version for unit in rendered.units}, checkpoint.identity, began)
-    return Verified(report, write_report(workspace, report))
+    return Verified(report, write_report(workspace, report, other_model=model != TINY))
 
 
 def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple[str, ...]:

@@ -10,18 +10,16 @@ import json
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from docker.errors import APIError
 from docker.models.containers import Container
 
 from kiln.containers import container, said
-from kiln.image import Setting
+from kiln.image import Image, Setting
 from kiln.model import Model
 from kiln.verify.checks import Subject
 
-READY_SECONDS = 240
-TOTAL_SECONDS = 240
 PORT = 8000
 
 
@@ -43,13 +41,13 @@ def serve(subject: Subject, model: Model, setting: Setting) -> Served:
     command = ["/model", f"--port={PORT}", "--host=127.0.0.1", *subject.image.serve]
     mounts = {model.folder: "/model", subject.workspace.root / "scripts": "/kiln/scripts"}
     with container(subject.client, subject.built.reference, command=command, env=dict(setting.env), mounts=mounts, memory=subject.image.memory) as server:
-        code, document, words = _ask(server)
+        code, document, words = _ask(server, subject.image)
         log = said(server)
         ending = _ending(server)
     if ending:
         trouble = f"the server {ending}; its last lines:\n{_tail(log)}"
     elif code is None:
-        trouble = f"the questions were not done within {READY_SECONDS + TOTAL_SECONDS} s; the server's last lines:\n{_tail(log)}"
+        trouble = f"the questions were not done within {subject.image.start_seconds + subject.image.answer_seconds} s; the server's last lines:\n{_tail(log)}"
     elif code != 0:
         trouble = f"{document.get('error') or words.strip()[-400:] or f'ask_server.py ended with {code}'}; the server's last lines:\n{_tail(log)}"
     else:
@@ -58,22 +56,23 @@ def serve(subject: Subject, model: Model, setting: Setting) -> Served:
     return Served(setting, document, log, trouble, seconds, {"ready": float(document.get("ready_seconds") or 0), "whole": seconds})
 
 
-def _ask(server: Container) -> tuple[int | None, dict[str, Any], str]:
+def _ask(server: Container, image: Image) -> tuple[int | None, dict[str, Any], str]:
     """Run the questions inside the container; the exit code is None where they did not end in time."""
-    command = ["python3", "/kiln/scripts/ask_server.py", "--answers=/model/answers.json", f"--port={PORT}", f"--ready-timeout={READY_SECONDS}", f"--total-timeout={TOTAL_SECONDS}"]
+    command = ["python3", "/kiln/scripts/ask_server.py", "--answers=/model/answers.json", f"--port={PORT}", f"--ready-timeout={image.start_seconds}", f"--request-timeout={image.answer_seconds}", f"--total-timeout={image.answer_seconds}"]
     outcome: list[tuple[int | None, bytes, bytes]] = []
 
     def ask() -> None:
         # The engine has no limit on an exec's time; the thread's join has. A container that ended ends the exec too.
         try:
             done = server.exec_run(command, demux=True)
-            outcome.append((done.exit_code, done.output[0] or b"", done.output[1] or b""))
+            stdout, stderr = cast("tuple[bytes | None, bytes | None]", done.output)
+            outcome.append((done.exit_code, stdout or b"", stderr or b""))
         except APIError as error:
             outcome.append((1, b"", str(error).encode()))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    deadline = time.monotonic() + READY_SECONDS + TOTAL_SECONDS + 30
+    deadline = time.monotonic() + image.start_seconds + image.answer_seconds + 15
     while thread.is_alive() and time.monotonic() < deadline:
         thread.join(0.5)
         if _ending(server):

@@ -37,7 +37,7 @@ def require_interpreter() -> None:
 def register() -> None:
     """Apply the shims on vLLM's CPU platform; do nothing on any other.
 
-    Idempotent. Raises ``RuntimeError`` (or :class:`tile_scheduler.UnknownVllmCode`, which is
+    Idempotent. Raises ``RuntimeError`` (or :class:`tile_scheduler.UnknownVllmCodeError`, which is
     one) where a shim cannot work.
     """
     import vllm

@@ -29,7 +29,7 @@ _MARK: Final = "__kiln_tile_scheduler__"
 Plans = dict[str, Any]
 
 
-class UnknownVllmCode(RuntimeError):
+class UnknownVllmCodeError(RuntimeError):
     """The vLLM code to mend is not the code this package knows."""
 
     def __init__(self, symbol: str, vllm_version: str, why: str) -> None:
@@ -44,12 +44,12 @@ def needs_mending(source: str, vllm_version: str) -> bool:
     """Read the source of the CPU module: True for the known bug, False where it is mended.
 
     Mended means that the class inherits the method, or that its dictionary has the lacking
-    keys. Raises :class:`UnknownVllmCode` for anything else, the class's absence included.
+    keys. Raises :class:`UnknownVllmCodeError` for anything else, the class's absence included.
     """
     tree = ast.parse(source)
     builder = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == CLASS), None)
     if builder is None:
-        raise UnknownVllmCode(f"{MODULE}.{CLASS}", vllm_version, "the class is not there")
+        raise UnknownVllmCodeError(f"{MODULE}.{CLASS}", vllm_version, "the class is not there")
     method = next(
         (n for n in builder.body if isinstance(n, ast.FunctionDef) and n.name == METHOD), None
     )
@@ -57,29 +57,31 @@ def needs_mending(source: str, vllm_version: str) -> bool:
         return False
     returns = [n for n in ast.walk(method) if isinstance(n, ast.Return)]
     if len(returns) != 1 or not isinstance(returns[0].value, ast.Dict):
-        raise UnknownVllmCode(SYMBOL, vllm_version, "it does not return one dictionary display")
+        raise UnknownVllmCodeError(
+            SYMBOL, vllm_version, "it does not return one dictionary display"
+        )
     keys = {k.id if isinstance(k, ast.Name) else ast.unparse(k) for k in returns[0].value.keys if k}
     if keys >= LACKING.keys():
         return False
     if keys != KNOWN:
-        raise UnknownVllmCode(SYMBOL, vllm_version, f"its keys are {', '.join(sorted(keys))}")
+        raise UnknownVllmCodeError(SYMBOL, vllm_version, f"its keys are {', '.join(sorted(keys))}")
     values = returns[0].value.values
     if not all(isinstance(v, ast.Constant) and v.value is None for v in values):
-        raise UnknownVllmCode(SYMBOL, vllm_version, "its plans are not all None")
+        raise UnknownVllmCodeError(SYMBOL, vllm_version, "its plans are not all None")
     return True
 
 
 def read_source(vllm_package: ModuleType, vllm_version: str) -> str:
     """The text of the CPU module, read from disk so that nothing heavy is imported.
 
-    Raises :class:`UnknownVllmCode` where the installed vLLM has no such file.
+    Raises :class:`UnknownVllmCodeError` where the installed vLLM has no such file.
     """
     relative = Path(*MODULE.split(".")[1:]).with_suffix(".py")
     for root in vllm_package.__path__:
         path = Path(root, relative)
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise UnknownVllmCode(MODULE, vllm_version, "the module is not there")
+    raise UnknownVllmCodeError(MODULE, vllm_version, "the module is not there")
 
 
 def mend(module: ModuleType) -> None:

@@ -7,15 +7,15 @@ class SwitchError(RuntimeError):
     """Base of this package's errors."""
 
 
-class BadSetting(SwitchError):
+class BadSettingError(SwitchError):
     """The variable has a value that is neither on nor off."""
 
 
-class NotActiveHere(SwitchError):
+class NotActiveHereError(SwitchError):
     """The variable is set on a platform where this switch cannot act."""
 
 
-class UnknownVllmCode(SwitchError):
+class UnknownVllmCodeError(SwitchError):
     """The vLLM code that would be switched is not the code this package knows."""
 
     def __init__(self, symbol: str, vllm_version: str, why: str) -> None:
@@ -26,5 +26,5 @@ class UnknownVllmCode(SwitchError):
         )
 
 
-class WrongPath(SwitchError):
+class WrongPathError(SwitchError):
     """The model took, or was built for, another path than the one that was chosen."""

@@ -11,7 +11,7 @@ import logging
 import os
 
 from kiln_vllm_mhc_switch import setting as settings
-from kiln_vllm_mhc_switch.errors import NotActiveHere
+from kiln_vllm_mhc_switch.errors import NotActiveHereError
 from kiln_vllm_mhc_switch.platforms import cpu
 
 logger = logging.getLogger("vllm.kiln.mhc")
@@ -44,7 +44,7 @@ def register() -> None:
         )
         return
     if setting.raw is not None:
-        raise NotActiveHere(
+        raise NotActiveHereError(
             f"{settings.VARIABLE}={setting.raw} is set, but kiln-vllm-mhc-switch does not switch "
             f"vLLM {version} on the platform {name!r} (only: cpu), so it would have no effect: "
             f"unset it, or use a vLLM that has the switch itself"

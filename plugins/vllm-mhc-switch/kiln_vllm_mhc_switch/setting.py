@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kiln_vllm_mhc_switch.errors import BadSetting
+from kiln_vllm_mhc_switch.errors import BadSettingError
 
 VARIABLE: Final = "VLLM_ROCM_USE_TILELANG_MHC"
 
@@ -47,13 +47,13 @@ def path_name(fused: bool) -> str:
 
 
 def read(environ: Mapping[str, str]) -> Setting:
-    """Read the variable. Raises :class:`BadSetting` unless unset, 0, 1, true or false.
+    """Read the variable. Raises :class:`BadSettingError` unless unset, 0, 1, true or false.
 
     An empty value is refused too: it is what a template with a missing name leaves behind.
     """
     raw = environ.get(VARIABLE)
     if raw is not None and raw.strip().lower() not in _ON | _OFF:
-        raise BadSetting(
+        raise BadSettingError(
             f"{VARIABLE}={raw!r} is neither on nor off: set it to 1 or true for the fused mHC "
             f"path, to 0 or false for the default, or leave it unset"
         )

@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its base's name
         """Stay quiet."""
 
 
@@ -269,9 +269,9 @@ def test_a_hanging_server_is_cut_off(ask_server: ModuleType, reply: Reply) -> No
     assert took < 2.5
     assert len(document["answers"]) == document["total"] == 9
     assert document["exact"] == 0
-    assert document["answers"][0]["error"].startswith("TooSlow: no ")
+    assert document["answers"][0]["error"].startswith("TooSlowError: no ")
     assert document["answers"][-1]["error"] == "not asked: no time"
-    assert document["error"].startswith("9 questions got no answer; the first: TooSlow")
+    assert document["error"].startswith("9 questions got no answer; the first: TooSlowError")
 
 
 def raw(data: bytes) -> Reply:
@@ -317,7 +317,7 @@ def test_garbage_is_an_error_for_that_question(
         status, document = ask(ask_server, server)
     assert status == 4
     assert document["exact"] == 0
-    assert all(a["error"].startswith("Garbage: ") for a in document["answers"])
+    assert all(a["error"].startswith("GarbageError: ") for a in document["answers"])
     assert error in document["answers"][0]["error"]
 
 
@@ -351,7 +351,7 @@ def test_a_server_that_dies_is_asked_no_further(ask_server: ModuleType) -> None:
     assert server.requests == 3
     assert document["exact"] == 2
     assert len(document["answers"]) == document["total"] == 9
-    assert document["answers"][2]["error"].startswith("Gone: the connection failed")
+    assert document["answers"][2]["error"].startswith("GoneError: the connection failed")
     assert document["answers"][3]["error"] == "not asked: the server died"
 
 
@@ -360,7 +360,9 @@ def test_half_a_response_is_no_response(ask_server: ModuleType) -> None:
     with standing_in(reply) as server:
         status, document = ask(ask_server, server)
     assert status == 4, "it is still healthy, so it did not die"
-    assert document["answers"][0]["error"].startswith("Gone: the connection failed: IncompleteRead")
+    assert document["answers"][0]["error"].startswith(
+        "GoneError: the connection failed: IncompleteRead"
+    )
 
 
 def test_a_server_that_is_never_ready(ask_server: ModuleType) -> None:
@@ -383,7 +385,7 @@ def test_nobody_listens(
         argv = ["--answers", str(tmp_path / "answers.json"), "--ready-timeout", "0.3"]
         assert ask_server.main([*argv, "--port", str(held.getsockname()[1])]) == 3
     document = json.loads(capsys.readouterr().out)
-    assert document["error"].startswith("Gone: the server was not ready")
+    assert document["error"].startswith("GoneError: the server was not ready")
 
 
 def test_a_server_that_becomes_ready(ask_server: ModuleType) -> None:

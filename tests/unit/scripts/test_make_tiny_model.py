@@ -102,7 +102,7 @@ def test_a_model_that_is_not_good_enough_fails_with_the_reason(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def make(out: Path, **options: Any) -> dict[str, Any]:
-        raise make_tiny_model.NotGoodEnough("the smallest lead is 0.1")
+        raise make_tiny_model.NotGoodEnoughError("the smallest lead is 0.1")
 
     monkeypatch.setattr(make_tiny_model, "make", make)
     assert make_tiny_model.main(["--out", "d"]) == 1

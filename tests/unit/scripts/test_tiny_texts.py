@@ -35,7 +35,7 @@ def test_the_prompt_is_deepseek_v4s_own_rendering(tiny_texts: ModuleType) -> Non
 def test_the_chat_template_renders_to_the_same_prompt(tiny_texts: ModuleType) -> None:
     jinja2 = pytest.importorskip("jinja2")
     rendered = (
-        jinja2.Environment(autoescape=False)  # noqa: S701 - no HTML here
+        jinja2.Environment(autoescape=False)
         .from_string(tiny_texts.CHAT_TEMPLATE)
         .render(
             messages=tiny_texts.messages("Why?"),

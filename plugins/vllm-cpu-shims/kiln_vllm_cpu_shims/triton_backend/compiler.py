@@ -20,11 +20,11 @@ class InterpreterOnly(BaseBackend):  # type: ignore[misc] # Triton has no types
         """Identity for Triton's cache keys; there is no toolchain to name."""
         return "kiln-interpreter-only"
 
-    def parse_options(self, options: dict[str, Any]) -> NoReturn:
+    def parse_options(self, options: dict[str, Any]) -> NoReturn:  # noqa: ARG002 - Triton's signature
         """Raises ``RuntimeError``: Triton asks for options only to compile."""
         self._refuse()
 
-    def add_stages(self, stages: dict[str, Any], options: object, language: object) -> NoReturn:
+    def add_stages(self, stages: dict[str, Any], options: object, language: object) -> NoReturn:  # noqa: ARG002 - Triton's signature
         """Raises ``RuntimeError``: there are no compiler stages."""
         self._refuse()
 

@@ -20,7 +20,7 @@ from functools import partial, wraps
 from types import ModuleType
 from typing import Any, Final
 
-from kiln_vllm_mhc_switch.errors import UnknownVllmCode, WrongPath
+from kiln_vllm_mhc_switch.errors import UnknownVllmCodeError, WrongPathError
 from kiln_vllm_mhc_switch.platforms import cpu_source
 from kiln_vllm_mhc_switch.post_import import when_imported
 from kiln_vllm_mhc_switch.setting import Setting, path_name
@@ -56,7 +56,7 @@ def matches(platform: Any) -> bool:
 def install(setting: Setting, vllm_package: ModuleType, vllm_version: str) -> None:
     """Check the model's source now; hook the model when it is imported.
 
-    Raises :class:`UnknownVllmCode` where the source is not what this module knows.
+    Raises :class:`UnknownVllmCodeError` where the source is not what this module knows.
     """
     cpu_source.check_source(cpu_source.read_source(vllm_package, vllm_version), vllm_version)
     when_imported(cpu_source.MODULE, partial(hook, setting=setting, vllm_version=vllm_version))
@@ -65,13 +65,13 @@ def install(setting: Setting, vllm_package: ModuleType, vllm_version: str) -> No
 def hook(module: ModuleType, *, setting: Setting, vllm_version: str) -> None:
     """Put the hooks on the classes of the imported ``module``; does nothing the second time.
 
-    Raises :class:`WrongPath` where the second time asks for another path, and
-    :class:`UnknownVllmCode` where a class or a method is missing after all.
+    Raises :class:`WrongPathError` where the second time asks for another path, and
+    :class:`UnknownVllmCodeError` where a class or a method is missing after all.
     """
     earlier: State | None = getattr(module, _STATE, None)
     if earlier is not None:
         if earlier.setting.fused != setting.fused:
-            raise WrongPath(
+            raise WrongPathError(
                 f"the mHC path was already set to {earlier.setting.path} in this process "
                 f"({earlier.setting.shown}), and cannot become {setting.path} ({setting.shown})"
             )
@@ -89,7 +89,7 @@ def hook(module: ModuleType, *, setting: Setting, vllm_version: str) -> None:
     for owner, name, _ in wrappers:
         if not callable(owner.__dict__.get(name)):
             symbol = f"{cpu_source.MODULE}.{owner.__name__}.{name}"
-            raise UnknownVllmCode(symbol, vllm_version, "it is not there")
+            raise UnknownVllmCodeError(symbol, vllm_version, "it is not there")
     for owner, name, wrapper in wrappers:
         setattr(owner, name, wrapper(owner.__dict__[name]))
     setattr(module, _STATE, state)
@@ -98,7 +98,7 @@ def hook(module: ModuleType, *, setting: Setting, vllm_version: str) -> None:
 def _class(module: ModuleType, name: str, vllm_version: str) -> type:
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        raise UnknownVllmCode(f"{cpu_source.MODULE}.{name}", vllm_version, "it is not a class")
+        raise UnknownVllmCodeError(f"{cpu_source.MODULE}.{name}", vllm_version, "it is not a class")
     return found
 
 
@@ -109,16 +109,16 @@ def _choosing(state: State, inner: Method) -> Method:
     """Around the layer's ``__init__``: set the flag to what the switch says."""
 
     @wraps(inner)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         inner(self, *args, **kwargs)
         theirs = getattr(self, cpu_source.FLAG, None)
         if not isinstance(theirs, bool):
             symbol = f"{cpu_source.MODULE}.{cpu_source.LAYER}.{cpu_source.FLAG}"
-            raise UnknownVllmCode(symbol, state.vllm_version, f"it is {theirs!r}, not a bool")
+            raise UnknownVllmCodeError(symbol, state.vllm_version, f"it is {theirs!r}, not a bool")
         state.upstream.add(path_name(theirs))
         setattr(self, cpu_source.FLAG, state.setting.fused)
 
-    return __init__
+    return init
 
 
 def _counting(state: State, path: str, inner: Method) -> Method:
@@ -141,12 +141,12 @@ def _announcing(state: State, layer: type, inner: Method) -> Method:
     """Around the top model's ``__init__``: log the path that its layers have."""
 
     @wraps(inner)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         inner(self, *args, **kwargs)
         layers = [m for m in self.modules() if isinstance(m, layer)]
         paths = {path_name(getattr(m, cpu_source.FLAG)) for m in layers}
         if paths - {state.setting.path}:
-            raise WrongPath(
+            raise WrongPathError(
                 f"the mHC path was set to {state.setting.path} ({state.setting.shown}), but the "
                 f"model of vLLM {state.vllm_version} has layers with the path {sorted(paths)}"
             )
@@ -162,7 +162,7 @@ def _announcing(state: State, layer: type, inner: Method) -> Method:
             ",".join(_kernels(layers, state.setting.path)) or "none",
         )
 
-    return __init__
+    return init
 
 
 def _kernels(layers: Iterable[Any], path: str) -> list[str]:
@@ -198,13 +198,13 @@ def _proving(state: State, inner: Method) -> Method:
 
 
 def _prove(state: State) -> None:
-    """Log what the counts say; raise :class:`WrongPath` if it is not what was chosen."""
+    """Log what the counts say; raise :class:`WrongPathError` if it is not what was chosen."""
     state.proven = True
     ran = {path for path, count in state.calls.items() if count}
     counts = ",".join(f"{path}:{count}" for path, count in sorted(state.calls.items()))
     chosen = state.setting.path
     if ran - {chosen}:
-        raise WrongPath(
+        raise WrongPathError(
             f"the mHC path was set to {chosen} ({state.setting.shown}), but vLLM "
             f"{state.vllm_version} ran {counts}"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from kiln_vllm_mhc_switch.errors import UnknownVllmCode
+from kiln_vllm_mhc_switch.errors import UnknownVllmCodeError
 
 MODULE: Final = "vllm.models.deepseek_v4.cpu.model"
 LAYER: Final = "DeepseekV4DecoderLayer"
@@ -25,18 +25,18 @@ UNFUSED: Final = "_forward_unfused_post_pre"
 def read_source(vllm_package: ModuleType, vllm_version: str) -> str:
     """The text of the model's module, read from disk so that nothing heavy is imported.
 
-    Raises :class:`UnknownVllmCode` where the installed vLLM has no such file.
+    Raises :class:`UnknownVllmCodeError` where the installed vLLM has no such file.
     """
     relative = Path(*MODULE.split(".")[1:]).with_suffix(".py")
     for root in vllm_package.__path__:
         path = Path(root, relative)
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise UnknownVllmCode(MODULE, vllm_version, "the module is not there")
+    raise UnknownVllmCodeError(MODULE, vllm_version, "the module is not there")
 
 
 def check_source(source: str, vllm_version: str) -> None:
-    """Raise :class:`UnknownVllmCode` unless the path is chosen as this package knows it.
+    """Raise :class:`UnknownVllmCodeError` unless the path is chosen as this package knows it.
 
     Known means: a decoder layer stores its choice once, in ``use_fused_mhc`` in ``__init__``;
     its ``forward`` reads it to call one of the two methods, and the model's ``forward`` reads it
@@ -100,8 +100,8 @@ class _Checker:
                         return inner
         raise self._unknown(f"{class_name}.{name}", "it is not there")
 
-    def _unknown(self, symbol: str, why: str) -> UnknownVllmCode:
-        return UnknownVllmCode(f"{MODULE}.{symbol}", self._version, why)
+    def _unknown(self, symbol: str, why: str) -> UnknownVllmCodeError:
+        return UnknownVllmCodeError(f"{MODULE}.{symbol}", self._version, why)
 
     @staticmethod
     def _calls(node: ast.AST) -> set[str]:

@@ -1,0 +1,69 @@
+"""The main job as a person does it: `make image STACK=cpu`, the real vLLM serving a real DeepSeek V4, and what must fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.engine
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(*words: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ)
+    assert "Traceback" not in done.stderr.split("its last lines")[0], done.stderr
+    return done
+
+
+def kiln(*words: str) -> subprocess.CompletedProcess[str]:
+    return run(str(REPOSITORY / ".kiln/venv/bin/kiln"), *words)
+
+
+@pytest.fixture(scope="module")
+def image() -> subprocess.CompletedProcess[str]:
+    done = run("make", "image", "STACK=cpu")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_make_image_ends_with_what_the_image_is(image: subprocess.CompletedProcess[str]) -> None:
+    last = image.stdout.strip().splitlines()[-5:]
+    assert [line.split()[0] for line in last] == ["image", "digest", "components", "report", "checks"]
+    assert "vllm 0.32.0" in last[2]
+    assert last[4].split() == ["checks", "11", "of", "11", "passed"]
+
+
+def test_the_report_proves_both_settings(image: subprocess.CompletedProcess[str]) -> None:
+    line = next(line for line in image.stdout.splitlines() if line.startswith("report"))
+    report = json.loads((REPOSITORY / line.split()[1]).read_text())
+    checks = {check["id"]: check for check in report["checks"]}
+    for setting, path in (("default", "unfused"), ("tilelang", "fused")):
+        answers = checks[f"serve.{setting}.answers"]["evidence"]
+        assert answers["exact"] == answers["total"] == 24
+        assert checks[f"serve.{setting}.path"]["evidence"]["ran"] == [path]
+    assert report["model"].startswith("sha256:")
+    assert report["subject"]["manifest_digest"] in image.stdout
+
+
+def test_a_second_run_builds_and_checks_nothing(image: subprocess.CompletedProcess[str]) -> None:
+    again = run("make", "image", "STACK=cpu", timeout=60)
+    assert again.returncode == 0
+    assert "is built already" in again.stderr
+    assert "is verified already" in again.stderr
+    assert "building" not in again.stderr
+    assert again.stdout == image.stdout
+
+
+def test_a_model_trained_on_other_answers_fails(image: subprocess.CompletedProcess[str]) -> None:
+    done = kiln("--json", "verify", "cpu", "--model", "tiny-wrong")
+    assert done.returncode == 61, done.stderr
+    checks = {check["id"]: check for check in json.loads(done.stdout)[0]["checks"]}
+    assert checks["serve.default.answers"]["status"] == "fail"
+    assert checks["serve.tilelang.answers"]["status"] == "fail"
+    assert "answers are wrong" in done.stderr
+    # The report of the image itself, made with the right model, stays as it was.
+    assert run("make", "image", "STACK=cpu", timeout=60).stdout == image.stdout
