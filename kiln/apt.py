@@ -68,19 +68,36 @@ def _retarget(stanza: str, codename: str, suite: str) -> str:
     lines = [line for line in stanza.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     fields = dict(line.split(":", 1) for line in lines if ":" in line and not line[0].isspace())
     suites = fields.get("Suites", "").split()
-    wanted = [name.replace(codename, suite, 1) for name in suites if name == codename or name.startswith(f"{codename}-")]
-    if "deb" not in fields.get("Types", "").split() or not wanted or fields.get("Enabled", "yes").strip().lower() == "no":
+    wanted = [
+        name.replace(codename, suite, 1) for name in suites if name == codename or name.startswith(f"{codename}-")
+    ]
+    if (
+        "deb" not in fields.get("Types", "").split()
+        or not wanted
+        or fields.get("Enabled", "yes").strip().lower() == "no"
+    ):
         return ""
     changed = {"Types": "deb", "Suites": " ".join(wanted)}
-    return "\n".join(f"{line.split(':', 1)[0]}: {changed[line.split(':', 1)[0]]}" if line.split(":", 1)[0] in changed else line for line in lines)
+    return "\n".join(
+        f"{line.split(':', 1)[0]}: {changed[line.split(':', 1)[0]]}" if line.split(":", 1)[0] in changed else line
+        for line in lines
+    )
 
 
 def _one_line(line: str, codename: str, suite: str) -> str:
     """A one-line source as a deb822 stanza for the other suite, or nothing if it is no binary source of this release."""
-    match = re.fullmatch(r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)", line.split("#")[0].strip())
+    match = re.fullmatch(
+        r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)",
+        line.split("#")[0].strip(),
+    )
     if not match or not (match["suite"] == codename or match["suite"].startswith(f"{codename}-")):
         return ""
-    stanza = ["Types: deb", f"URIs: {match['uri']}", f"Suites: {match['suite'].replace(codename, suite, 1)}", f"Components: {match['components']}"]
+    stanza = [
+        "Types: deb",
+        f"URIs: {match['uri']}",
+        f"Suites: {match['suite'].replace(codename, suite, 1)}",
+        f"Components: {match['components']}",
+    ]
     for option in (match["options"] or "").split():
         key, _, value = option.partition("=")
         if key.lower() in ("signed-by", "trusted", "arch"):
@@ -91,7 +108,9 @@ def _one_line(line: str, codename: str, suite: str) -> str:
 class Apt:
     """The machine's apt with its own sources, lists and an empty package status, all under ``folder``."""
 
-    def __init__(self, folder: Path, suite: str, architecture: str, *, base_suite: str = "", real_status: bool = False) -> None:
+    def __init__(
+        self, folder: Path, suite: str, architecture: str, *, base_suite: str = "", real_status: bool = False
+    ) -> None:
         """``base_suite`` is a second suite to take dependencies from; ``real_status`` is for installing on this machine."""
         self.folder = folder
         self.suite = suite
@@ -144,9 +163,15 @@ class Apt:
         """
         done = self._call("apt-get", "install", "--simulate", "-q", "?essential?not(?exact-name(apt))", *packages)
         if done.code != 0:
-            raise ResolveError(f"apt cannot install the pinned packages of {self.suite}", why=_apt_errors(done), fix="correct [debian] packages in the pins")
+            raise ResolveError(
+                f"apt cannot install the pinned packages of {self.suite}",
+                why=_apt_errors(done),
+                fix="correct [debian] packages in the pins",
+            )
         chosen = re.findall(r"^Inst (\S+) \((\S+) .*\[(\S+)\]\)", done.output, re.MULTILINE)
-        shown = self._call("apt-cache", "show", "--no-all-versions", *(f"{name}={version}" for name, version, _ in chosen))
+        shown = self._call(
+            "apt-cache", "show", "--no-all-versions", *(f"{name}={version}" for name, version, _ in chosen)
+        )
         debs = [_deb(stanza) for stanza in shown.output.split("\n\n") if stanza.startswith("Package:")]
         by_name = {(deb.name, deb.version): deb for deb in debs}
         missing = [f"{name} {version}" for name, version, _ in chosen if (name, version) not in by_name]
@@ -157,7 +182,18 @@ class Apt:
     def download(self, debs: Sequence[Deb], folder: Path) -> list[Path]:
         """Download locked packages into ``folder``; returns the files. Raises FetchError naming what is no longer offered."""
         folder.mkdir(parents=True, exist_ok=True)
-        done = self._call("apt-get", "download", "-q", *(f"{deb.name}:{deb.architecture}={deb.version}" if deb.architecture != "all" else f"{deb.name}={deb.version}" for deb in debs), cwd=folder)
+        done = self._call(
+            "apt-get",
+            "download",
+            "-q",
+            *(
+                f"{deb.name}:{deb.architecture}={deb.version}"
+                if deb.architecture != "all"
+                else f"{deb.name}={deb.version}"
+                for deb in debs
+            ),
+            cwd=folder,
+        )
         if done.code != 0:
             gone = re.findall(r"Version '(\S+)' for '(\S+)' was not found|Unable to locate package (\S+)", done.output)
             names = "\n".join(f"{name or other} {version}".strip() for version, name, other in gone)
@@ -172,18 +208,35 @@ class Apt:
         """Install ``name`` or ``name/suite`` on this machine (root only). Raises HostError with apt's own words."""
         done = self._call("apt-get", "install", "-y", "-q", "--no-install-recommends", *packages)
         if done.code != 0:
-            raise HostError(f"apt could not install {' '.join(packages)}", why=_apt_errors(done), fix="install them yourself, then run the same command again")
+            raise HostError(
+                f"apt could not install {' '.join(packages)}",
+                why=_apt_errors(done),
+                fix="install them yourself, then run the same command again",
+            )
 
     def prefer_base(self) -> None:
         """Let packages come from ``suite`` only where they are asked for by name: everything else stays with ``base_suite``."""
-        write_whole(self.folder / "preferences.d" / "kiln", f"Package: *\nPin: release n={self.suite}*\nPin-Priority: 100\n")
+        write_whole(
+            self.folder / "preferences.d" / "kiln", f"Package: *\nPin: release n={self.suite}*\nPin-Priority: 100\n"
+        )
 
 
 def _deb(stanza: str) -> Deb:
     fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and not line[0].isspace())
-    return Deb(fields["Package"], fields["Version"], fields["Architecture"], fields["Filename"], fields["SHA256"], int(fields["Size"]))
+    return Deb(
+        fields["Package"],
+        fields["Version"],
+        fields["Architecture"],
+        fields["Filename"],
+        fields["SHA256"],
+        int(fields["Size"]),
+    )
 
 
 def _apt_errors(done: Finished) -> str:
-    errors = [line for line in done.output.splitlines() if line.startswith(("E:", "Err:", "W: Failed")) or "unmet" in line or "Depends:" in line]
+    errors = [
+        line
+        for line in done.output.splitlines()
+        if line.startswith(("E:", "Err:", "W: Failed")) or "unmet" in line or "Depends:" in line
+    ]
     return "\n".join(errors[:20]) or done.tail(12)

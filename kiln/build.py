@@ -64,7 +64,9 @@ def known_build(workspace: Workspace, rendered: Rendered, engine: Engine) -> Bui
     return built if built.key == rendered.key and image_digest(engine, built.reference) == built.digest else None
 
 
-def build(workspace: Workspace, pins: Pins, lock: Lock, rendered: Rendered, store: Store, engine: Engine, console: Console) -> Built:
+def build(
+    workspace: Workspace, pins: Pins, lock: Lock, rendered: Rendered, store: Store, engine: Engine, console: Console
+) -> Built:
     """Build one image and load it into the engine.
 
     Raises StoreDamagedError where an input is not what the lock says, BuildError with the failing step's last lines and
@@ -109,7 +111,11 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
         if context.wheels:
             (made / "requirements.txt").write_text(requirements_text(context.wheels))
         for source in context.sources:
-            shutil.copytree(workspace.root / source, made / Path(source).name, ignore=shutil.ignore_patterns("__pycache__", "tests", "dist", ".*_cache"))
+            shutil.copytree(
+                workspace.root / source,
+                made / Path(source).name,
+                ignore=shutil.ignore_patterns("__pycache__", "tests", "dist", ".*_cache"),
+            )
         for path in (made, *made.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
@@ -121,7 +127,9 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
 
 def _same_file(blob: Path, placed: Path) -> bool:
     try:
-        return blob.samefile(placed) or (blob.stat().st_size == placed.stat().st_size and blob.stat().st_dev != placed.stat().st_dev)
+        return blob.samefile(placed) or (
+            blob.stat().st_size == placed.stat().st_size and blob.stat().st_dev != placed.stat().st_dev
+        )
     except OSError:
         return False
 
@@ -129,7 +137,16 @@ def _same_file(blob: Path, placed: Path) -> bool:
 def bake_argv(rendered: Rendered) -> list[str]:
     """The command that builds an image; run in the state folder."""
     name = rendered.image.name
-    return ["docker", "buildx", "bake", "--builder=default", "--progress=plain", f"--metadata-file=images/{name}.metadata.json", f"--file=renders/{name}/docker-bake.json", name]
+    return [
+        "docker",
+        "buildx",
+        "bake",
+        "--builder=default",
+        "--progress=plain",
+        f"--metadata-file=images/{name}.metadata.json",
+        f"--file=renders/{name}/docker-bake.json",
+        name,
+    ]
 
 
 def _bake(workspace: Workspace, rendered: Rendered, engine: Engine, console: Console) -> dict[str, Any]:
@@ -164,11 +181,17 @@ def _bake(workspace: Workspace, rendered: Rendered, engine: Engine, console: Con
             raise
     if code != 0:
         raise_if_disk_full(log.read_text(errors="replace"))
-        raise BuildError(watcher.failure or f"buildx could not build {name}", why=watcher.tail(), fix=f"the whole log: {workspace.shown(log)}")
+        raise BuildError(
+            watcher.failure or f"buildx could not build {name}",
+            why=watcher.tail(),
+            fix=f"the whole log: {workspace.shown(log)}",
+        )
     try:
         return dict(json.loads(metadata.read_text()))
     except (OSError, ValueError) as error:
-        raise BuildError(f"BuildKit left no metadata of {name}", why=str(error), fix=f"the whole log: {workspace.shown(log)}") from error
+        raise BuildError(
+            f"BuildKit left no metadata of {name}", why=str(error), fix=f"the whole log: {workspace.shown(log)}"
+        ) from error
 
 
 class BuildWatcher:
@@ -228,4 +251,8 @@ def _load(archive: Path, digest: str, reference: str, engine: Engine) -> None:
     done = run(["docker", "tag", digest, reference], env=engine.environment)
     found = image_digest(engine, reference)
     if done.code != 0 or found != digest:
-        raise EngineError("the engine holds another image than BuildKit built", why=f"built  {digest}\nloaded {found or done.tail(3)}", fix="the engine must use the containerd image store: kiln engine status")
+        raise EngineError(
+            "the engine holds another image than BuildKit built",
+            why=f"built  {digest}\nloaded {found or done.tail(3)}",
+            fix="the engine must use the containerd image store: kiln engine status",
+        )

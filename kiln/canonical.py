@@ -30,7 +30,8 @@ def tree_digest(folder: Path) -> str:
     Caches that Python and its tools leave behind do not count.
     """
     entries = [
-        (path.relative_to(folder).as_posix(), bool(path.stat().st_mode & 0o100), sha256_file(path)) for path in tree_files(folder)
+        (path.relative_to(folder).as_posix(), bool(path.stat().st_mode & 0o100), sha256_file(path))
+        for path in tree_files(folder)
     ]
     return digest_of(entries)
 

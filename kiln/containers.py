@@ -37,7 +37,11 @@ def connect(engine: Engine) -> Iterator[docker.DockerClient]:
     try:
         yield client
     except (docker.errors.DockerException, requests.exceptions.ConnectionError) as error:
-        raise EngineError("the container engine refused or broke off", why=str(error), fix="kiln engine status; its log is .kiln/engine/dockerd.log where kiln started it") from error
+        raise EngineError(
+            "the container engine refused or broke off",
+            why=str(error),
+            fix="kiln engine status; its log is .kiln/engine/dockerd.log where kiln started it",
+        ) from error
     finally:
         client.close()
 

@@ -92,13 +92,23 @@ class PrivateEngine:
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "daemon.json"
         configuration.write_text(json.dumps({"features": {"containerd-snapshotter": True}}))
-        words = ["dockerd", "--config-file", configuration, "--data-root", self.folder / "data", "--exec-root", self.folder / "exec"]
+        words = [
+            "dockerd",
+            "--config-file",
+            configuration,
+            "--data-root",
+            self.folder / "data",
+            "--exec-root",
+            self.folder / "exec",
+        ]
         words += ["--pidfile", self.pid_file, "--host", self.host]
         # Nothing that Kiln builds or runs has a network, so the machine's bridges and firewall stay as they are.
         words += ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]
         console.step(f"starting a private Docker daemon below {self.folder} (stop it with: kiln engine down)")
         with self.log.open("ab") as log:
-            process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                [str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if isinstance(probe(self.host, private=True), Engine):
@@ -108,7 +118,11 @@ class PrivateEngine:
             time.sleep(0.1)
         self.stop()
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
-        raise EngineError("the private Docker daemon did not start", why=tail, fix=f"the whole log: {self.log}. Containers need cgroups and overlayfs; inside another container that means a privileged one")
+        raise EngineError(
+            "the private Docker daemon did not start",
+            why=tail,
+            fix=f"the whole log: {self.log}. Containers need cgroups and overlayfs; inside another container that means a privileged one",
+        )
 
     def stop(self) -> bool:
         """Stop the daemon, by its own pid; returns whether one ran. Raises EngineError where it will not go."""
@@ -121,7 +135,10 @@ class PrivateEngine:
             if self.pid() is None or _is_zombie(pid):
                 return True
             time.sleep(0.1)
-        raise EngineError(f"the private Docker daemon (pid {pid}) did not stop within 40 s", fix=f"see {self.log}; stop it with: kill -9 {pid}")
+        raise EngineError(
+            f"the private Docker daemon (pid {pid}) did not stop within 40 s",
+            fix=f"see {self.log}; stop it with: kill -9 {pid}",
+        )
 
 
 def _is_zombie(pid: int) -> bool:
@@ -144,7 +161,10 @@ def probe(host: str, *, private: bool = False) -> Engine | Unfit | None:
     if tuple(int(part) for part in api.split(".")) < MINIMUM_API:
         return Unfit(host, f"Docker {version.get('Version')} is too old: its BuildKit is older than 0.13 (Docker 26)")
     if [CONTAINERD_STORE] not in [status[1:] for status in info.get("DriverStatus") or []]:
-        return Unfit(host, f"Docker {version.get('Version')} does not use the containerd image store, which alone keeps manifest digests")
+        return Unfit(
+            host,
+            f"Docker {version.get('Version')} does not use the containerd image store, which alone keeps manifest digests",
+        )
     return Engine(host, str(version.get("Version")), api, private)
 
 
@@ -181,9 +201,17 @@ def ensure_engine(state: Path, console: Console) -> Engine:
         ensure_docker(state, console)
     except HostError as error:
         reasons = "\n".join(f"{other.host}: {other.why}" for other in unfit)
-        raise HostError(error.what, why="\n".join(filter(None, [error.why, reasons])), fix=error.fix + "\nA Docker >= 26 with the containerd image store (daemon.json: {\"features\": {\"containerd-snapshotter\": true}}) and the buildx plugin is used as it is.") from error
+        raise HostError(
+            error.what,
+            why="\n".join(filter(None, [error.why, reasons])),
+            fix=error.fix
+            + '\nA Docker >= 26 with the containerd image store (daemon.json: {"features": {"containerd-snapshotter": true}}) and the buildx plugin is used as it is.',
+        ) from error
     if os.geteuid() != 0:
-        raise HostError("starting a private Docker daemon needs root", fix="run the same command as root, or start a Docker >= 26 with the containerd image store yourself")
+        raise HostError(
+            "starting a private Docker daemon needs root",
+            fix="run the same command as root, or start a Docker >= 26 with the containerd image store yourself",
+        )
     private = PrivateEngine(state)
     private.start(console)
     engine, _ = find_engine(state)
@@ -208,4 +236,8 @@ def image_digest(engine: Engine, reference: str) -> str | None:
 def status(state: Path) -> dict[str, Any]:
     """What is there, as data: the engine that would be used, and every one that is unfit with its reason."""
     engine, unfit = find_engine(state)
-    return {"engine": asdict(engine) if engine else None, "unfit": [asdict(other) for other in unfit], "private": {"pid": PrivateEngine(state).pid(), "folder": str(PrivateEngine(state).folder)}}
+    return {
+        "engine": asdict(engine) if engine else None,
+        "unfit": [asdict(other) for other in unfit],
+        "private": {"pid": PrivateEngine(state).pid(), "folder": str(PrivateEngine(state).folder)},
+    }

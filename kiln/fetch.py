@@ -51,7 +51,9 @@ def fetch(pins: Pins, lock: Lock, store: Store, apt_folder: Path, console: Conso
         console.step(f"fetched already: {len(entries)} files, {megabytes(size)}, nothing to download")
         return Fetched(0, 0, len(entries), size)
     missing_size = sum(entry.size for entry in missing) if all(entry.size for entry in missing) else 0
-    console.step(f"fetching {len(missing)} of {len(entries)} files" + (f", {megabytes(missing_size)}" if missing_size else ""))
+    console.step(
+        f"fetching {len(missing)} of {len(entries)} files" + (f", {megabytes(missing_size)}" if missing_size else "")
+    )
     meter = Meter(console, "fetched", len(missing), missing_size)
     with store.scratch() as scratch, disk_full_is_an_error(store.folder), ThreadPoolExecutor(WORKERS) as pool:
         jobs: list[Future[None]] = []
@@ -76,7 +78,9 @@ def finish(jobs: Sequence[Future[None]], pool: ThreadPoolExecutor) -> None:
     if failed:
         pool.shutdown(wait=True, cancel_futures=True)
         # A wrong file says more than the connection that broke beside it.
-        raise min(failed, key=lambda error: (not isinstance(error, HashMismatchError), not isinstance(error, KilnError)))
+        raise min(
+            failed, key=lambda error: (not isinstance(error, HashMismatchError), not isinstance(error, KilnError))
+        )
 
 
 def sizes(store: Store, wheels: Sequence[Wheel]) -> dict[str, int]:
@@ -92,7 +96,9 @@ def _groups(wheels: Sequence[Wheel]) -> Iterator[list[Wheel]]:
     """Wheels in groups for one pip each: of one index, at most so many files and bytes; the largest first."""
     for index in sorted({wheel.index for wheel in wheels}):
         group: list[Wheel] = []
-        for wheel in sorted((wheel for wheel in wheels if wheel.index == index), key=lambda wheel: (-wheel.size, wheel.file)):
+        for wheel in sorted(
+            (wheel for wheel in wheels if wheel.index == index), key=lambda wheel: (-wheel.size, wheel.file)
+        ):
             if group and (len(group) == GROUP_FILES or sum(other.size for other in group) + wheel.size > GROUP_BYTES):
                 yield group
                 group = []
@@ -117,7 +123,10 @@ def _fetch_wheels(pins: Pins, wheels: list[Wheel], store: Store, folder: Path, m
     for wheel in wheels:
         path = paths.get(wheel.sha256)
         if path is None:
-            raise FetchError(f"pip downloaded something else than {wheel.label}", why=f"in its folder: {', '.join(sorted(p.name for p in folder.glob('*.whl')))}")
+            raise FetchError(
+                f"pip downloaded something else than {wheel.label}",
+                why=f"in its folder: {', '.join(sorted(p.name for p in folder.glob('*.whl')))}",
+            )
         size = wheel.size or path.stat().st_size
         store.add(path, sha256=wheel.sha256, size=size, label=wheel.label, origin="pip's configured index")
         meter.add(1, size)
@@ -140,4 +149,7 @@ def _fetch_debs(pins: Pins, debs: list[Deb], store: Store, apt_folder: Path, fol
 def _same_package(path: Path, wanted: dict[str, Deb]) -> Deb | None:
     """The locked package that a file with other bytes claims to be: by its file name, which apt makes of name and version."""
     name, version, architecture = path.stem.replace("%3a", ":").rsplit("_", 2)
-    return next((deb for deb in wanted.values() if (deb.name, deb.version, deb.architecture) == (name, version, architecture)), None)
+    return next(
+        (deb for deb in wanted.values() if (deb.name, deb.version, deb.architecture) == (name, version, architecture)),
+        None,
+    )

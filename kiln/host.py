@@ -52,7 +52,10 @@ def has_docker_programs() -> bool:
 def buildx_plugin() -> Path | None:
     """Where the buildx plugin lies, or None."""
     home = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker"))
-    places = [home, *map(Path, ("/usr/local/lib/docker", "/usr/local/libexec/docker", "/usr/lib/docker", "/usr/libexec/docker"))]
+    places = [
+        home,
+        *map(Path, ("/usr/local/lib/docker", "/usr/local/libexec/docker", "/usr/lib/docker", "/usr/libexec/docker")),
+    ]
     return next((path for place in places if (path := place / "cli-plugins" / "docker-buildx").is_file()), None)
 
 
@@ -60,9 +63,17 @@ def _may_install(what: str, why: str) -> str:
     """The Debian release to install on. Raises HostError with instructions where this is not Debian, or not root."""
     codename = debian_codename()
     if codename is None or not shutil.which("apt-get"):
-        raise HostError(f"{what} is not on this machine", why=f"kiln needs it: {why}. It installs it by itself only on Debian.", fix=f"install {what} with your system's package manager, then run the same command again")
+        raise HostError(
+            f"{what} is not on this machine",
+            why=f"kiln needs it: {why}. It installs it by itself only on Debian.",
+            fix=f"install {what} with your system's package manager, then run the same command again",
+        )
     if os.geteuid() != 0:
-        raise HostError(f"{what} is not on this machine", why=f"kiln needs it: {why}. Only root can install it.", fix=f"run the same command as root, or install {what} yourself")
+        raise HostError(
+            f"{what} is not on this machine",
+            why=f"kiln needs it: {why}. Only root can install it.",
+            fix=f"run the same command as root, or install {what} yourself",
+        )
     return codename
 
 

@@ -54,7 +54,9 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
     group = verify.table("settings")
     for setting_name in group.names():
         table = group.table(setting_name)
-        settings.append(Setting(setting_name, table.text("about"), tuple(sorted(table.strings("env").items())), table.text("path")))
+        settings.append(
+            Setting(setting_name, table.text("about"), tuple(sorted(table.strings("env").items())), table.text("path"))
+        )
         table.done()
     described = Image(
         name=image.text("name"),
@@ -88,7 +90,11 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
 def read_images(workspace: Workspace, pins: Pins) -> tuple[Image, ...]:
     """All images of a stack. Raises PinsError also where the stack pins a component that no image holds."""
     images = tuple(read_image(workspace, pins, name) for name in pins.images)
-    unused = [component.name for component in pins.components if not any(component.name in image.components for image in images)]
+    unused = [
+        component.name
+        for component in pins.components
+        if not any(component.name in image.components for image in images)
+    ]
     if unused:
         raise PinsError(
             f"pins/{pins.stack}.toml pins {', '.join(unused)}, and no image of the stack holds it",

@@ -24,7 +24,13 @@ from kiln.wheels import Resolved, resolve
 from kiln.workspace import Workspace
 
 # The environment that requirements are judged for: the image's, not this machine's.
-_MARKERS = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix", "implementation_name": "cpython"}
+_MARKERS = {
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "platform_machine": "x86_64",
+    "os_name": "posix",
+    "implementation_name": "cpython",
+}
 
 
 def make_lock(workspace: Workspace, pins: Pins, store: Store, console: Console) -> tuple[Path, list[str]]:
@@ -35,7 +41,10 @@ def make_lock(workspace: Workspace, pins: Pins, store: Store, console: Console) 
     console.step(f"resolving {len(pins.debian.packages)} Debian packages of {pins.debian.suite} and what they need")
     debs = resolve_debs(workspace, pins)
     console.note(f"{len(debs)} packages")
-    console.step("resolving the wheels of " + ", ".join(component.name for component in pins.components if component.recipe == "wheels"))
+    console.step(
+        "resolving the wheels of "
+        + ", ".join(component.name for component in pins.components if component.recipe == "wheels")
+    )
     resolved = resolve_components(pins)
     console.note(f"{sum(map(len, resolved.values()))} wheels")
     old = _old_lock(workspace, pins)
@@ -85,7 +94,9 @@ def resolve_components(pins: Pins) -> dict[str, list[Resolved]]:
             raise
         chosen = _resolve_without(pins, wheel_components, extra)
     left_out = {name for component in wheel_components for name, _ in component.without}
-    delegated = {component.dependencies_of: component.name for component in wheel_components if component.dependencies_of}
+    delegated = {
+        component.dependencies_of: component.name for component in wheel_components if component.dependencies_of
+    }
     shares: dict[str, list[Resolved]] = {component.name: [] for component in wheel_components}
     taken: set[str] = set()
     for component in wheel_components:
@@ -93,7 +104,10 @@ def resolve_components(pins: Pins) -> dict[str, list[Resolved]]:
         if component.dependencies_of:
             reserved = {str(canonicalize_name(root.name)) for root in roots}
             source = pins.by_name[component.dependencies_of]
-            names = _closure(chosen, [str(canonicalize_name(Requirement(text).name)) for text in source.wheels], left_out) - reserved
+            names = (
+                _closure(chosen, [str(canonicalize_name(Requirement(text).name)) for text in source.wheels], left_out)
+                - reserved
+            )
         elif component.name in delegated:
             names = set(named)
         else:
@@ -165,7 +179,9 @@ def _plain(need: Requirement) -> str:
 
 def _wheel(pins: Pins, component: str, item: Resolved, known_sizes: Mapping[str, int]) -> Wheel:
     if not item.sha256:
-        raise ResolveError(f"the index names no sha256 for {item.file}", fix="use an index that does (PEP 503 or PEP 691 with hashes)")
+        raise ResolveError(
+            f"the index names no sha256 for {item.file}", fix="use an index that does (PEP 503 or PEP 691 with hashes)"
+        )
     pinned = pins.by_name.get(component)
     named = {canonicalize_name(Requirement(text).name) for text in pinned.wheels} if pinned else set()
     index = pinned.index if pinned and item.name in named else ""

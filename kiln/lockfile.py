@@ -87,7 +87,9 @@ class Lock:
     @cached_property
     def sha256(self) -> str:
         """The lock's checksum: over what it locks, not over how the file is written."""
-        return digest_of([self.stack, self.pins_sha256, sorted(map(astuple, self.debs)), sorted(map(astuple, self.wheels))])
+        return digest_of(
+            [self.stack, self.pins_sha256, sorted(map(astuple, self.debs)), sorted(map(astuple, self.wheels))]
+        )
 
     @cached_property
     def _by_component(self) -> dict[str, tuple[Wheel, ...]]:
@@ -157,7 +159,11 @@ def _entry(kind: type[Any], item: dict[str, Any], shown: str) -> Any:
 
 def _invalid(shown: str, why: str) -> LockInvalidError:
     stack = shown.rsplit("/", 1)[-1].removesuffix(".lock.toml")
-    return LockInvalidError(f"{shown} is not a lock that kiln wrote", why=why, fix=f"restore it from version control, or write it anew: kiln lock {stack}")
+    return LockInvalidError(
+        f"{shown} is not a lock that kiln wrote",
+        why=why,
+        fix=f"restore it from version control, or write it anew: kiln lock {stack}",
+    )
 
 
 def read_lock(workspace: Workspace, pins: Pins) -> Lock:

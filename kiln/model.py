@@ -1,7 +1,7 @@
 """The checkpoint that an image is tried with: a tiny DeepSeek V4 made by ``scripts/make_tiny_model.py``, or one of the user's.
 
-The tiny one is made inside the built image, without a network, once: training is seeded but not the same to the bit even
-on one machine, so the result is kept in the store by its sha256 and named in every report. It is never part of an image.
+The tiny one is made inside the built image, without a network, once: training is seeded, but nothing promises the same
+bytes on another machine, so the result is kept in the store by its sha256 and named in every report. It is never part of an image.
 """
 
 from __future__ import annotations
@@ -41,13 +41,23 @@ class Model:
 
 
 @contextmanager
-def tiny_model(workspace: Workspace, client: docker.DockerClient, reference: str, store: Store, console: Console, *, wrong_answers: bool = False) -> Iterator[Model]:
+def tiny_model(
+    workspace: Workspace,
+    client: docker.DockerClient,
+    reference: str,
+    store: Store,
+    console: Console,
+    *,
+    wrong_answers: bool = False,
+) -> Iterator[Model]:
     """The tiny checkpoint, unpacked for as long as it is used; made with the image ``reference`` if it is not in the store.
 
     ``wrong_answers`` is the one trained on other answers, for trying the check itself. Raises ModelError.
     """
     options = ["--wrong-answers"] if wrong_answers else []
-    key = digest_of({"scripts": [sha256_file(workspace.root / "scripts" / name) for name in SCRIPTS], "options": options})
+    key = digest_of(
+        {"scripts": [sha256_file(workspace.root / "scripts" / name) for name in SCRIPTS], "options": options}
+    )
     sha256 = store.made(key)
     if sha256 is None:
         sha256 = _make(workspace, client, reference, store, console, options)
@@ -58,10 +68,22 @@ def tiny_model(workspace: Workspace, client: docker.DockerClient, reference: str
             tar.extractall(folder, filter="data")
         # The container's user may be another than ours.
         folder.chmod(0o755)
-        yield Model(folder / "model", f"sha256:{sha256}", "scripts/make_tiny_model.py" + "".join(f" {option}" for option in options), json.loads((folder / "made.json").read_text()))
+        yield Model(
+            folder / "model",
+            f"sha256:{sha256}",
+            "scripts/make_tiny_model.py" + "".join(f" {option}" for option in options),
+            json.loads((folder / "made.json").read_text()),
+        )
 
 
-def _make(workspace: Workspace, client: docker.DockerClient, reference: str, store: Store, console: Console, options: list[str]) -> str:
+def _make(
+    workspace: Workspace,
+    client: docker.DockerClient,
+    reference: str,
+    store: Store,
+    console: Console,
+    options: list[str],
+) -> str:
     console.step("making the tiny DeepSeek V4 (once: trained inside the image, then kept in the store)")
     with store.scratch() as scratch:
         out = scratch / "model"
@@ -69,17 +91,34 @@ def _make(workspace: Workspace, client: docker.DockerClient, reference: str, sto
         scratch.chmod(0o755)
         command = ["/kiln/scripts/make_tiny_model.py", "--out", "/out", *options]
         with container(
-            client, reference, entrypoint=["python3"], command=command, mounts={workspace.root / "scripts": "/kiln/scripts"}, writable={out: "/out"}, memory=MAKE_MEMORY, env={"HOME": "/tmp"}  # noqa: S108
+            client,
+            reference,
+            entrypoint=["python3"],
+            command=command,
+            mounts={workspace.root / "scripts": "/kiln/scripts"},
+            writable={out: "/out"},
+            memory=MAKE_MEMORY,
+            env={"HOME": "/tmp"},  # noqa: S108
         ) as started:
             ended = wait(started, MAKE_SECONDS)
         if ended.code != 0:
-            why = f"it did not finish within {MAKE_SECONDS} s" if ended.code is None else f"it ended with exit code {ended.code}"
-            raise ModelError("the tiny model could not be made", why=f"{why}; its last lines:\n" + "\n".join(ended.stderr.strip().splitlines()[-12:]), fix="run the same command again; if it stays, bring a checkpoint with --model")
+            why = (
+                f"it did not finish within {MAKE_SECONDS} s"
+                if ended.code is None
+                else f"it ended with exit code {ended.code}"
+            )
+            raise ModelError(
+                "the tiny model could not be made",
+                why=f"{why}; its last lines:\n" + "\n".join(ended.stderr.strip().splitlines()[-12:]),
+                fix="run the same command again; if it stays, bring a checkpoint with --model",
+            )
         try:
             made = json.loads(ended.stdout.strip().splitlines()[-1])
         except (ValueError, IndexError) as error:
             raise ModelError("the tiny model's maker did not say what it made", why=str(error)) from error
-        console.note(f"{made['parameters'] / 1e6:.1f} M parameters, {made['steps']} steps, {made['seconds']} s; smallest lead {made['min_margin']} (needs {made['threshold']})")
+        console.note(
+            f"{made['parameters'] / 1e6:.1f} M parameters, {made['steps']} steps, {made['seconds']} s; smallest lead {made['min_margin']} (needs {made['threshold']})"
+        )
         (scratch / "made.json").write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
         archive = scratch / "model.tar"
         with disk_full_is_an_error(scratch), tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -103,7 +142,17 @@ def given_model(folder: Path) -> Model:
     """
     missing = [name for name in ("config.json", "answers.json") if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder} is no checkpoint that can be checked", why=f"it has no {' and no '.join(missing)}", fix="give a folder with the model and an answers.json that says what it must answer (docs/verify.md)")
+        raise ModelError(
+            f"{folder} is no checkpoint that can be checked",
+            why=f"it has no {' and no '.join(missing)}",
+            fix="give a folder with the model and an answers.json that says what it must answer (docs/verify.md)",
+        )
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    named = [(path.relative_to(folder).as_posix(), sha256_file(path) if path.stat().st_size <= HASH_LIMIT else path.stat().st_size) for path in files]
+    named = [
+        (
+            path.relative_to(folder).as_posix(),
+            sha256_file(path) if path.stat().st_size <= HASH_LIMIT else path.stat().st_size,
+        )
+        for path in files
+    ]
     return Model(folder.resolve(), f"files-sha256:{digest_of(named)}", "given with --model", None)

@@ -82,7 +82,11 @@ def read_pins(workspace: Workspace, stack: str) -> Pins:
     path = workspace.pins_file(stack)
     if not path.is_file():
         known = ", ".join(workspace.stacks()) or "none"
-        raise UsageError(f"there is no stack {stack!r}", why=f"Stacks with pins in this project: {known}.", fix="name one of them: STACK=… or `kiln … STACK`")
+        raise UsageError(
+            f"there is no stack {stack!r}",
+            why=f"Stacks with pins in this project: {known}.",
+            fix="name one of them: STACK=… or `kiln … STACK`",
+        )
     shown = workspace.shown(path)
     problems = Problems(shown)
     pins = _parse(read_table(path, shown, problems), problems, digest_of(tomllib.loads(path.read_text())))
@@ -105,11 +109,15 @@ def _parse(top: Table, problems: Problems, sha256: str) -> Pins:
         stack=stack.text("name", check=_name),
         target=stack.text("target", check=lambda text: None if text in ("cpu", "rocm") else "must be cpu or rocm"),
         about=stack.text("about"),
-        platform=stack.text("platform", check=lambda text: None if text == "linux/amd64" else "only linux/amd64 is supported"),
+        platform=stack.text(
+            "platform", check=lambda text: None if text == "linux/amd64" else "only linux/amd64 is supported"
+        ),
         epoch=_epoch(stack),
         python=python.text("version", check=_minor_version),
         glibc=python.text("glibc", check=_minor_version),
-        debian=DebianPins(debian.text("suite", check=_name), debian.text("architecture", check=_name), debian.texts("packages")),
+        debian=DebianPins(
+            debian.text("suite", check=_name), debian.text("architecture", check=_name), debian.texts("packages")
+        ),
         indexes=tuple(indexes.items()),
         components=components,
         tools=tools.texts("wheels"),
@@ -133,7 +141,10 @@ def _component(name: str, table: Table, indexes: dict[str, str]) -> ComponentPin
     problems = table.problems
     if wrong := _name(name):
         problems.add(table.where, wrong)
-    recipe = table.text("recipe", check=lambda text: None if text in get_args(Recipe) else f"must be one of {', '.join(get_args(Recipe))}")
+    recipe = table.text(
+        "recipe",
+        check=lambda text: None if text in get_args(Recipe) else f"must be one of {', '.join(get_args(Recipe))}",
+    )
     component = ComponentPins(
         name=name,
         recipe="plugins" if recipe == "plugins" else "wheels",
@@ -165,7 +176,9 @@ def _check_references(pins: Pins, problems: Problems) -> None:
             problems.add(f"indexes.{name}", "no component uses it; remove it")
     for component in pins.components:
         if component.dependencies_of and component.dependencies_of not in pins.by_name:
-            problems.add(f"components.{component.name}.dependencies-of", f"there is no component {component.dependencies_of!r}")
+            problems.add(
+                f"components.{component.name}.dependencies-of", f"there is no component {component.dependencies_of!r}"
+            )
     if len(set(pins.images)) != len(pins.images) or not pins.images:
         problems.add("stack.images", "name at least one image, and each once")
 
@@ -177,7 +190,13 @@ def _exact(requirement: str, where: str, problems: Problems) -> None:
         problems.add(where, f"{requirement!r} is not a requirement: {error}")
         return
     specifiers = list(parsed.specifier)
-    if len(specifiers) != 1 or specifiers[0].operator != "==" or "*" in specifiers[0].version or parsed.url or parsed.marker:
+    if (
+        len(specifiers) != 1
+        or specifiers[0].operator != "=="
+        or "*" in specifiers[0].version
+        or parsed.url
+        or parsed.marker
+    ):
         problems.add(where, f"{requirement!r} is not exact; write name==version")
 
 

@@ -57,39 +57,68 @@ def wheels_context(lock: Lock, component: str) -> Context:
     """The locked wheels of a component (or of the build tools)."""
     wheels = lock.wheels_of(component)
     digest = digest_of(sorted((wheel.file, wheel.sha256) for wheel in wheels))
-    return Context(f"wheels-{component}", f"{len(wheels)} wheel{'s' if len(wheels) != 1 else ''}, by sha256 from the lock", digest, wheels=wheels)
+    return Context(
+        f"wheels-{component}",
+        f"{len(wheels)} wheel{'s' if len(wheels) != 1 else ''}, by sha256 from the lock",
+        digest,
+        wheels=wheels,
+    )
 
 
 def source_context(workspace: Workspace, component: str, sources: tuple[str, ...]) -> Context:
     """Folders of the project that a component is built from. Raises PinsError where one is missing."""
     for source in sources:
         if not (workspace.root / source / "pyproject.toml").is_file():
-            raise PinsError(f"components.{component}.sources: {source} is no Python project", fix="give a folder that holds a pyproject.toml")
+            raise PinsError(
+                f"components.{component}.sources: {source} is no Python project",
+                fix="give a folder that holds a pyproject.toml",
+            )
     digest = digest_of([(source, tree_digest(workspace.root / source)) for source in sources])
     return Context(f"source-{component}", ", ".join(sources), digest, sources=sources)
 
 
 def rootfs_context(workspace: Workspace, pins: Pins, lock: Lock) -> Context:
     """The main context: the root file system alone."""
-    return Context(ROOTFS, f"the main context: rootfs.tar, Debian {pins.debian.suite}", rootfs_key(workspace, pins, lock))
+    return Context(
+        ROOTFS, f"the main context: rootfs.tar, Debian {pins.debian.suite}", rootfs_key(workspace, pins, lock)
+    )
 
 
 def component_context(workspace: Workspace, pins: Pins, lock: Lock, name: str) -> Context:
     """The input of one component."""
     component = pins.by_name[name]
-    return source_context(workspace, name, component.sources) if component.recipe == "plugins" else wheels_context(lock, name)
+    return (
+        source_context(workspace, name, component.sources)
+        if component.recipe == "plugins"
+        else wheels_context(lock, name)
+    )
 
 
 def unit_key(stage: str, context: Context, builds_on: list[str], pins: Pins) -> str:
     """The build key of a component: recipe, input, the keys of what it builds on, platform, time and builder."""
     return digest_of(
-        {"recipe": stage, "input": context.digest, "on": builds_on, "platform": pins.platform, "epoch": pins.epoch, "builder": BUILDER}
+        {
+            "recipe": stage,
+            "input": context.digest,
+            "on": builds_on,
+            "platform": pins.platform,
+            "epoch": pins.epoch,
+            "builder": BUILDER,
+        }
     )
 
 
 def image_key(dockerfile: str, image: Image, units: tuple[Unit, ...], pins: Pins) -> str:
     """The build key of an image: its whole Dockerfile (settings and labels are in it) and its components' keys, in order."""
-    return digest_of({"dockerfile": dockerfile, "units": [(unit.name, unit.key) for unit in units], "platform": pins.platform, "builder": BUILDER, "image": image.name})
+    return digest_of(
+        {
+            "dockerfile": dockerfile,
+            "units": [(unit.name, unit.key) for unit in units],
+            "platform": pins.platform,
+            "builder": BUILDER,
+            "image": image.name,
+        }
+    )
 
 
 def component_version(pins: Pins, lock: Lock, name: str, source_digest: str) -> str:
@@ -100,5 +129,3 @@ def component_version(pins: Pins, lock: Lock, name: str, source_digest: str) -> 
     named = {requirement.partition("==")[0].strip().lower() for requirement in component.wheels}
     versions = [wheel.version for wheel in lock.wheels_of(name) if wheel.name in named]
     return ", ".join(versions) or f"{len(lock.wheels_of(name))} wheels"
-
-

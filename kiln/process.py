@@ -42,7 +42,9 @@ def run(
     """
     words = tuple(str(word) for word in argv)
     if shutil.which(words[0]) is None:
-        raise HostError(f"the program {words[0]!r} is not on this machine", why=f"kiln needs it to run: {' '.join(words[:4])}…")
+        raise HostError(
+            f"the program {words[0]!r} is not on this machine", why=f"kiln needs it to run: {' '.join(words[:4])}…"
+        )
     process = subprocess.Popen(
         words,
         env={**os.environ, **(env or {})},
@@ -59,7 +61,9 @@ def run(
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         end_group(process)
-        raise HostError(f"{words[0]} did not finish within {timeout:.0f} s", why=f"It was ended. The command: {' '.join(words)}") from None
+        raise HostError(
+            f"{words[0]} did not finish within {timeout:.0f} s", why=f"It was ended. The command: {' '.join(words)}"
+        ) from None
     except BaseException:
         end_group(process)
         raise

@@ -19,7 +19,17 @@ from kiln.errors import RenderError, RenderStaleError
 from kiln.image import Image, read_images
 from kiln.lockfile import TOOLS, Lock
 from kiln.pins import Pins
-from kiln.plan import BUILDER, Context, Unit, component_context, component_version, image_key, rootfs_context, unit_key, wheels_context
+from kiln.plan import (
+    BUILDER,
+    Context,
+    Unit,
+    component_context,
+    component_version,
+    image_key,
+    rootfs_context,
+    unit_key,
+    wheels_context,
+)
 from kiln.store import write_whole
 from kiln.wheels import requirements_text
 from kiln.workspace import Workspace
@@ -75,7 +85,12 @@ class _Variables:
         return {**self._groups, **extra}
 
     def unused(self) -> list[str]:
-        return [f"{group}.{name}" for group, value in self._groups.items() if isinstance(value, _Watched) for name in value.unused()]
+        return [
+            f"{group}.{name}"
+            for group, value in self._groups.items()
+            if isinstance(value, _Watched)
+            for name in value.unused()
+        ]
 
 
 def render(workspace: Workspace, pins: Pins, lock: Lock) -> tuple[Rendered, ...]:
@@ -88,7 +103,9 @@ def render(workspace: Workspace, pins: Pins, lock: Lock) -> tuple[Rendered, ...]
     return tuple(_render_image(environment, workspace, pins, lock, image) for image in read_images(workspace, pins))
 
 
-def _render_image(environment: jinja2.Environment, workspace: Workspace, pins: Pins, lock: Lock, image: Image) -> Rendered:
+def _render_image(
+    environment: jinja2.Environment, workspace: Workspace, pins: Pins, lock: Lock, image: Image
+) -> Rendered:
     rootfs = rootfs_context(workspace, pins, lock)
     tools = wheels_context(lock, TOOLS)
     inputs = {name: component_context(workspace, pins, lock, name) for name in image.components}
@@ -118,11 +135,15 @@ def _render_image(environment: jinja2.Environment, workspace: Workspace, pins: P
         pinned = pins.by_name[name]
         component = {"name": name, "about": pinned.about, "wheels": context.wheels, "sources": pinned.sources}
         stage = _fill(environment, f"components/{pinned.recipe}.j2", variables.with_extra(component=component))
-        units.append(Unit(name, pinned.about, stage, context, unit_key(stage, context, builds_on, pins), versions[name]))
+        units.append(
+            Unit(name, pinned.about, stage, context, unit_key(stage, context, builds_on, pins), versions[name])
+        )
     dockerfile = _fill(
         environment,
         image.template,
-        variables.with_extra(contexts=contexts, stages=[tools_stage, *(unit.stage for unit in units)], components=units, labels=labels),
+        variables.with_extra(
+            contexts=contexts, stages=[tools_stage, *(unit.stage for unit in units)], components=units, labels=labels
+        ),
     )
     if unused := variables.unused():
         raise RenderError(
@@ -131,8 +152,19 @@ def _render_image(environment: jinja2.Environment, workspace: Workspace, pins: P
             fix=f"use it in templates/{image.template} or a recipe, or remove it",
         )
     files = {"Dockerfile": dockerfile, "docker-bake.json": _bake(pins, image, contexts)}
-    files |= {f"requirements/{name}.txt": requirements_text(context.wheels) for name, context in {TOOLS: tools, **inputs}.items() if context.wheels}
-    return Rendered(image, tuple(sorted(files.items())), tuple(units), contexts, labels, image_key(dockerfile, image, tuple(units), pins))
+    files |= {
+        f"requirements/{name}.txt": requirements_text(context.wheels)
+        for name, context in {TOOLS: tools, **inputs}.items()
+        if context.wheels
+    }
+    return Rendered(
+        image,
+        tuple(sorted(files.items())),
+        tuple(units),
+        contexts,
+        labels,
+        image_key(dockerfile, image, tuple(units), pins),
+    )
 
 
 def _labels(pins: Pins, lock: Lock, image: Image, versions: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -162,7 +194,9 @@ def _bake(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> str:
         "attest": ["type=provenance,disabled=true", "type=sbom,disabled=true"],
         "output": [f"{output},dest=images/{image.name}.tar"],
     }
-    return json.dumps({"group": {"default": {"targets": [image.name]}}, "target": {image.name: target}}, indent=2) + "\n"
+    return (
+        json.dumps({"group": {"default": {"targets": [image.name]}}, "target": {image.name: target}}, indent=2) + "\n"
+    )
 
 
 def _environment(workspace: Workspace) -> jinja2.Environment:
@@ -186,11 +220,19 @@ def _fill(environment: jinja2.Environment, template: str, variables: Mapping[str
     try:
         return environment.get_template(template).render(variables)
     except jinja2.TemplateNotFound as error:
-        raise RenderError(f"there is no template templates/{error.name}", fix="name one that exists, or add it") from error
+        raise RenderError(
+            f"there is no template templates/{error.name}", fix="name one that exists, or add it"
+        ) from error
     except jinja2.UndefinedError as error:
-        raise RenderError(f"templates/{template} uses something that is not there", why=str(error), fix="correct the name in the template") from error
+        raise RenderError(
+            f"templates/{template} uses something that is not there",
+            why=str(error),
+            fix="correct the name in the template",
+        ) from error
     except jinja2.TemplateSyntaxError as error:
-        raise RenderError(f"templates/{error.filename or template} is no valid template", why=f"line {error.lineno}: {error.message}") from error
+        raise RenderError(
+            f"templates/{error.filename or template} is no valid template", why=f"line {error.lineno}: {error.message}"
+        ) from error
 
 
 def write_rendered(images: tuple[Rendered, ...], folder: Path) -> list[Path]:
@@ -217,9 +259,26 @@ def check_rendered(images: tuple[Rendered, ...], workspace: Workspace) -> None:
             committed = path.read_text() if path.is_file() else ""
             if committed != text:
                 shown = f"images/{rendered.image.name}/{name}"
-                differences += list(difflib.unified_diff(committed.splitlines(), text.splitlines(), f"{shown} (committed)", f"{shown} (rendered)", lineterm="", n=1))
-        stray = {path.name for path in (folder / "requirements").glob("*.txt")} - {Path(name).name for name, _ in rendered.files}
-        differences += [f"images/{rendered.image.name}/requirements/{name} is no longer rendered" for name in sorted(stray)]
+                differences += list(
+                    difflib.unified_diff(
+                        committed.splitlines(),
+                        text.splitlines(),
+                        f"{shown} (committed)",
+                        f"{shown} (rendered)",
+                        lineterm="",
+                        n=1,
+                    )
+                )
+        stray = {path.name for path in (folder / "requirements").glob("*.txt")} - {
+            Path(name).name for name, _ in rendered.files
+        }
+        differences += [
+            f"images/{rendered.image.name}/requirements/{name} is no longer rendered" for name in sorted(stray)
+        ]
     if differences:
         more = f"\n… {len(differences) - 40} more lines" if len(differences) > 40 else ""
-        raise RenderStaleError("the committed Dockerfiles are not what renders now", why="\n".join(differences[:40]) + more, fix="kiln render STACK, look at the difference, and commit it")
+        raise RenderStaleError(
+            "the committed Dockerfiles are not what renders now",
+            why="\n".join(differences[:40]) + more,
+            fix="kiln render STACK, look at the difference, and commit it",
+        )

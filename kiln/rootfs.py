@@ -57,7 +57,11 @@ def make_rootfs(workspace: Workspace, pins: Pins, lock: Lock, store: Store, cons
     if made := store.made(key):
         return made
     if os.geteuid() != 0:
-        raise HostError("making the root file system needs root", why="mmdebstrap sets owners and runs maintainer scripts in a chroot.", fix="run the same command as root")
+        raise HostError(
+            "making the root file system needs root",
+            why="mmdebstrap sets owners and runs maintainer scripts in a chroot.",
+            fix="run the same command as root",
+        )
     console.step(f"making the root file system: {len(lock.debs)} packages of Debian {pins.debian.suite}")
     with store.scratch() as scratch:
         repository = scratch / "repository"
@@ -80,7 +84,11 @@ def make_rootfs(workspace: Workspace, pins: Pins, lock: Lock, store: Store, cons
             timeout=900,
         )
         if done.code != 0:
-            raise BuildError("mmdebstrap could not make the root file system", why=done.tail(20), fix="if a package is missing, lock again: kiln lock " + pins.stack)
+            raise BuildError(
+                "mmdebstrap could not make the root file system",
+                why=done.tail(20),
+                fix="if a package is missing, lock again: kiln lock " + pins.stack,
+            )
         sha256 = store.add_made(out)
     store.remember(key, sha256)
     return sha256
@@ -97,7 +105,9 @@ def _write_repository(folder: Path, pins: Pins, debs: tuple[Deb, ...], store: St
         stanzas.append(f"{control}\nFilename: ./{deb.file}\nSize: {deb.size}\nSHA256: {deb.sha256}\n")
     (folder / "Packages").write_text("\n".join(stanzas))
     # apt finds the essential packages by the release's code name.
-    (folder / "Release").write_text(f"Codename: {pins.debian.suite}\nSuite: {pins.debian.suite}\nArchitectures: {pins.debian.architecture}\n")
+    (folder / "Release").write_text(
+        f"Codename: {pins.debian.suite}\nSuite: {pins.debian.suite}\nArchitectures: {pins.debian.architecture}\n"
+    )
 
 
 def place_file(source: Path, target: Path) -> None:

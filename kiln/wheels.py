@@ -102,7 +102,14 @@ def download(pins: Pins, wheels: Sequence[Wheel], folder: Path, index: str = "")
     folder.mkdir(parents=True, exist_ok=True)
     wanted = folder / "requirements.txt"
     wanted.write_text(requirements_text(wheels))
-    options = ["--no-deps", "--require-hashes", "--no-cache-dir", f"--dest={folder}", f"--requirement={wanted}", *target_options(pins)]
+    options = [
+        "--no-deps",
+        "--require-hashes",
+        "--no-cache-dir",
+        f"--dest={folder}",
+        f"--requirement={wanted}",
+        *target_options(pins),
+    ]
     if index:
         options.append(f"--extra-index-url={index}")
     # pip unpacks beside the target, so a full disk is the target's disk and nothing is copied between disks.
@@ -123,8 +130,18 @@ def _explain_download(done: Finished, wheels: Sequence[Wheel]) -> None:
     if mismatch := re.search(r"Expected sha256 ([0-9a-f]{64})\n\s*Got\s+([0-9a-f]{64})", text):
         expected, got = mismatch.groups()
         culprit = next((wheel.label for wheel in wheels if wheel.sha256 == expected), "a wheel")
-        origin = next((line.strip() for line in reversed(text[: mismatch.start()].splitlines()) if re.search(r"\bfrom (https?|file):", line)), "")
-        origin = origin or next((line.strip() for line in text.splitlines() if re.match(r"\s*(Downloading|Processing|Looking in) ", line)), "pip's index")
+        origin = next(
+            (
+                line.strip()
+                for line in reversed(text[: mismatch.start()].splitlines())
+                if re.search(r"\bfrom (https?|file):", line)
+            ),
+            "",
+        )
+        origin = origin or next(
+            (line.strip() for line in text.splitlines() if re.match(r"\s*(Downloading|Processing|Looking in) ", line)),
+            "pip's index",
+        )
         raise HashMismatchError(
             f"{culprit} is not the file that the lock names",
             why=f"expected sha256 {expected}\ngot      sha256 {got}\nfrom     {origin}",
@@ -140,7 +157,11 @@ def _explain_download(done: Finished, wheels: Sequence[Wheel]) -> None:
 
 def _pip_errors(done: Finished) -> str:
     text = (done.errors or done.output).strip()
-    errors = [line for line in text.splitlines() if line.startswith("ERROR") or "conflict" in line.lower() or "depends on" in line]
+    errors = [
+        line
+        for line in text.splitlines()
+        if line.startswith("ERROR") or "conflict" in line.lower() or "depends on" in line
+    ]
     return "\n".join(errors[:20]) or done.tail(12)
 
 

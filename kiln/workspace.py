@@ -71,7 +71,9 @@ class Workspace:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                waiting(f"another kiln (pid {lock.read().strip() or 'unknown'}) is working in {self.state}; waiting for it")
+                waiting(
+                    f"another kiln (pid {lock.read().strip() or 'unknown'}) is working in {self.state}; waiting for it"
+                )
                 fcntl.flock(lock, fcntl.LOCK_EX)
             lock.truncate(0)
             lock.write(str(os.getpid()))

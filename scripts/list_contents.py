@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Say what is installed in this image, as one JSON document on standard output.
 
 Runs inside an image, with the standard library alone:
@@ -20,11 +19,11 @@ from importlib import metadata
 
 def distributions() -> list[list[str]]:
     """Every distribution that this Python finds, Debian's own Python packages left out (they are listed as packages)."""
-    found = []
-    for one in metadata.distributions():
-        if "/usr/lib/python3" not in str(one.locate_file("")):
-            found.append([re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(), one.version])
-    return sorted(found)
+    return sorted(
+        [re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(), one.version]
+        for one in metadata.distributions()
+        if "/usr/lib/python3" not in str(one.locate_file(""))
+    )
 
 
 def debs() -> list[list[str]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from kiln.console import Console
-from kiln.lockfile import Deb, Lock, Wheel, read_lock
+from kiln.lockfile import Lock, read_lock
 from kiln.pins import Pins, read_pins
 from kiln.workspace import Workspace
 
@@ -76,22 +76,3 @@ def toy_pins(toy: Workspace) -> Pins:
 @pytest.fixture
 def toy_lock(toy: Workspace, toy_pins: Pins) -> Lock:
     return read_lock(toy, toy_pins)
-
-
-def invented_lock(pins: Pins) -> Lock:
-    """What the lock of `toy` holds. No such files exist: every sha256 is one byte, 32 times over."""
-    debs = [("base-files", "12.4", "amd64"), ("python3", "3.11.2-1+b1", "amd64"), ("tzdata", "1:2026a-0", "all")]
-    wheels = [
-        ("base", "toy-base", "1.0+cpu", "toy_base-1.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl", "extra"),
-        ("needs", "toy-dependency", "0.3", "toy_dependency-0.3-py3-none-any.whl", ""),
-        ("needs", "toy-second", "4.5.6", "toy_second-4.5.6-py3-none-any.whl", ""),
-        ("app", "toy-app", "2.0", "toy_app-2.0-py3-none-any.whl", ""),
-        ("tools", "uv", "0.13.8", "uv-0.13.8-py3-none-manylinux_2_17_x86_64.whl", ""),
-        ("tools", "flit-core", "3.12.0", "flit_core-3.12.0-py3-none-any.whl", ""),
-    ]
-    return Lock(
-        pins.stack,
-        pins.sha256,
-        tuple(Deb(name, version, arch, f"pool/main/{name[0]}/{name}/{name}_{version}_{arch}.deb", f"{number:02x}" * 32, 1000 + number) for number, (name, version, arch) in enumerate(debs, 1)),
-        tuple(Wheel(component, name, version, file, f"{number:02x}" * 32, 1000 + number, index) for number, (component, name, version, file, index) in enumerate(wheels, 17)),
-    )

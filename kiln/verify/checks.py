@@ -107,5 +107,3 @@ def differing(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
         elif expected[key] != found[key]:
             lines.append(f"{key}: expected {expected[key]!r}, found {found[key]!r}")
     return lines
-
-

@@ -21,15 +21,44 @@ _PREFIX = re.compile(r"^\((?:EngineCore|Worker|APIServer)[^)]*\) ?")
 def generate_checks(subject: Subject, model: Model) -> list[Check]:
     """The checks of every setting of the image, and that the settings agree."""
     runs = _Runs(subject, model)
-    checks = [Check("model.known", "generate", "the checkpoint is one whose answers are known, with a margin that survives rounding", lambda: known(model))]
-    for setting in subject.image.settings:
-        checks += [
-            Check(f"serve.{setting.name}.answers", "generate", f"every answer is exactly the trained one ({setting.about})", lambda s=setting: answers(runs.of(s))),  # type: ignore[misc]
-            Check(f"serve.{setting.name}.path", "generate", f"the log proves that the {setting.path} mHC path ran", lambda s=setting: path(runs.of(s))),  # type: ignore[misc]
-        ]
-    if len(subject.image.settings) > 1:
-        checks.append(Check("serve.agree", "generate", "all settings give the same tokens for every question", lambda: agree([runs.of(s) for s in subject.image.settings])))
+    checks = [
+        Check(
+            "model.known",
+            "generate",
+            "the checkpoint is one whose answers are known, with a margin that survives rounding",
+            lambda: known(model),
+        )
+    ]
+    settings = subject.image.settings
+    for setting in settings:
+        checks += _setting_checks(runs, setting)
+    if len(settings) > 1:
+        checks.append(
+            Check(
+                "serve.agree",
+                "generate",
+                "all settings give the same tokens for every question",
+                lambda: agree([runs.of(setting) for setting in settings]),
+            )
+        )
     return checks
+
+
+def _setting_checks(runs: _Runs, setting: Setting) -> list[Check]:
+    return [
+        Check(
+            f"serve.{setting.name}.answers",
+            "generate",
+            f"every answer is exactly the trained one ({setting.about})",
+            lambda: answers(runs.of(setting)),
+        ),
+        Check(
+            f"serve.{setting.name}.path",
+            "generate",
+            f"the log proves that the {setting.path} mHC path ran",
+            lambda: path(runs.of(setting)),
+        ),
+    ]
 
 
 class _Runs:
@@ -51,11 +80,22 @@ class _Runs:
 def known(model: Model) -> Outcome:
     """What the tiny model's maker measured. A model of the user's own is taken at its word."""
     if model.made is None:
-        return Outcome("skip", "the model was given, not made here; nothing is known of its margins", {"model": model.identity})
+        return Outcome(
+            "skip", "the model was given, not made here; nothing is known of its margins", {"model": model.identity}
+        )
     made = model.made
     if not made["min_margin"] > made["threshold"] > 0:
-        return failed(f"the smallest lead of a right token is {made['min_margin']}, not above {made['threshold']}", model=model.identity, made=made)
-    return passed(f"{made['parameters'] / 1e6:.1f} M parameters; smallest lead {made['min_margin']}, needed {made['threshold']}", model=model.identity, origin=model.origin, made=made)
+        return failed(
+            f"the smallest lead of a right token is {made['min_margin']}, not above {made['threshold']}",
+            model=model.identity,
+            made=made,
+        )
+    return passed(
+        f"{made['parameters'] / 1e6:.1f} M parameters; smallest lead {made['min_margin']}, needed {made['threshold']}",
+        model=model.identity,
+        origin=model.origin,
+        made=made,
+    )
 
 
 def answers(served: Served) -> Outcome:
@@ -68,7 +108,10 @@ def answers(served: Served) -> Outcome:
         "vllm": document.get("vllm_version"),
         "exact": len(exact),
         "total": document.get("total"),
-        "answers": [{key: answer.get(key) for key in ("id", "api", "expected", "got", "token_ids", "exact", "error")} for answer in given],
+        "answers": [
+            {key: answer.get(key) for key in ("id", "api", "expected", "got", "token_ids", "exact", "error")}
+            for answer in given
+        ],
     }
     if served.trouble:
         return Outcome("fail", f"no full set of answers: {served.trouble}", evidence, served.timing)
@@ -76,7 +119,10 @@ def answers(served: Served) -> Outcome:
         return Outcome("fail", f"{len(given)} of {document.get('total')} answers came", evidence, served.timing)
     wrong = [answer for answer in given if answer.get("exact") is not True]
     if wrong:
-        shown = "\n".join(f"{answer.get('id')} ({answer.get('api')}): expected {answer.get('expected')!r}, got {answer.get('got')!r}" for answer in wrong[:8])
+        shown = "\n".join(
+            f"{answer.get('id')} ({answer.get('api')}): expected {answer.get('expected')!r}, got {answer.get('got')!r}"
+            for answer in wrong[:8]
+        )
         return Outcome("fail", f"{len(wrong)} of {len(given)} answers are wrong\n{shown}", evidence, served.timing)
     return Outcome("pass", f"{len(exact)} of {len(given)} answers exact", evidence, served.timing)
 
@@ -90,9 +136,16 @@ def path(served: Served) -> Outcome:
     wanted = served.setting.path
     evidence = {"expected": wanted, "built": built, "ran": ran, "lines": proof}
     if not ran:
-        return failed(f"no line of the log says which mHC path ran (expected {wanted})" + (f"\n{served.trouble}" if served.trouble else ""), **evidence)
+        return failed(
+            f"no line of the log says which mHC path ran (expected {wanted})"
+            + (f"\n{served.trouble}" if served.trouble else ""),
+            **evidence,
+        )
     if built != [wanted] or ran != [wanted]:
-        return failed(f"expected the {wanted} path; the log says built {', '.join(built) or 'nothing'}, ran {', '.join(ran)}", **evidence)
+        return failed(
+            f"expected the {wanted} path; the log says built {', '.join(built) or 'nothing'}, ran {', '.join(ran)}",
+            **evidence,
+        )
     return passed(f"{wanted}: {proof[-1]}", **evidence)
 
 
@@ -100,7 +153,11 @@ def agree(runs: list[Served]) -> Outcome:
     """The same tokens for every question and API, whatever the setting; else the first divergence."""
     tables = []
     for run in runs:
-        table = {(answer["id"], answer["api"]): answer.get("token_ids") or answer.get("got") for answer in run.document.get("answers", []) if not answer.get("error")}
+        table = {
+            (answer["id"], answer["api"]): answer.get("token_ids") or answer.get("got")
+            for answer in run.document.get("answers", [])
+            if not answer.get("error")
+        }
         if not table:
             return failed(f"the setting {run.setting.name} gave no answers to compare")
         tables.append(table)
@@ -109,13 +166,22 @@ def agree(runs: list[Served]) -> Outcome:
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
                 where = _first_difference(first.get(key), other.get(key))
-                return failed(f"{key[0]} ({key[1]}): {runs[0].setting.name} and {run.setting.name} part{where}", **{runs[0].setting.name: first.get(key), run.setting.name: other.get(key)})
+                return failed(
+                    f"{key[0]} ({key[1]}): {runs[0].setting.name} and {run.setting.name} part{where}",
+                    **{runs[0].setting.name: first.get(key), run.setting.name: other.get(key)},
+                )
     tokens = sum(len(value) for value in first.values() if isinstance(value, list))
-    return passed(f"{len(first)} answers, {tokens} tokens, the same with {' and '.join(run.setting.name for run in runs)}", answers=len(first), tokens=tokens)
+    return passed(
+        f"{len(first)} answers, {tokens} tokens, the same with {' and '.join(run.setting.name for run in runs)}",
+        answers=len(first),
+        tokens=tokens,
+    )
 
 
 def _first_difference(one: object, other: object) -> str:
     if not isinstance(one, list) or not isinstance(other, list):
         return f": {one!r} against {other!r}"
-    place = next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    place = next(
+        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
     return f" at token {place}: {one[place : place + 1]} against {other[place : place + 1]}"

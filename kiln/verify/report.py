@@ -17,20 +17,38 @@ from kiln.workspace import Workspace
 SCHEMA_VERSION = 1
 
 
-def make_report(subject: Subject, results: Sequence[Result], versions: dict[str, str], model: str, began: datetime) -> dict[str, Any]:
+def make_report(
+    subject: Subject, results: Sequence[Result], versions: dict[str, str], model: str, began: datetime
+) -> dict[str, Any]:
     """The report as data. All of it is the same for the same image and checkpoint, except for the block ``timing``."""
-    counts = {status: sum(result.outcome.status == status for result in results) for status in ("pass", "fail", "error", "skip")}
+    counts = {
+        status: sum(result.outcome.status == status for result in results)
+        for status in ("pass", "fail", "error", "skip")
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "kiln", "version": __version__},
-        "subject": {"image": subject.image.name, "manifest_digest": subject.built.digest, "platform": subject.pins.platform, "components": versions},
+        "subject": {
+            "image": subject.image.name,
+            "manifest_digest": subject.built.digest,
+            "platform": subject.pins.platform,
+            "components": versions,
+        },
         "stack": subject.pins.stack,
         "pins": {"sha256": subject.pins.sha256},
         "lock": {"sha256": subject.lock.sha256},
         "model": model,
         "environment": {"engine": "docker", "engine_version": subject.engine.version, "gpu": None},
         "checks": [
-            {"id": r.id, "level": r.level, "about": r.about, "status": r.outcome.status, "summary": r.outcome.summary, "evidence": r.outcome.evidence} for r in results
+            {
+                "id": r.id,
+                "level": r.level,
+                "about": r.about,
+                "status": r.outcome.status,
+                "summary": r.outcome.summary,
+                "evidence": r.outcome.evidence,
+            }
+            for r in results
         ],
         "summary": {**counts, "total": len(results)},
         "timing": {
@@ -62,7 +80,11 @@ def good_report(workspace: Workspace, digest: str, lock_sha256: str, check_ids: 
     """The report of this digest and lock if all of these checks are in it, and none failed; else None."""
     try:
         report: dict[str, Any] = json.loads(report_file(workspace, digest).read_text())
-        same = (report["schema_version"], report["subject"]["manifest_digest"], report["lock"]["sha256"]) == (SCHEMA_VERSION, digest, lock_sha256)
+        same = (report["schema_version"], report["subject"]["manifest_digest"], report["lock"]["sha256"]) == (
+            SCHEMA_VERSION,
+            digest,
+            lock_sha256,
+        )
         statuses = {check["id"]: check["status"] for check in report["checks"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -73,7 +95,10 @@ def table(report: dict[str, Any]) -> str:
     """The checks as a short table for a terminal: status, id, summary (first line), seconds."""
     seconds = report["timing"]["seconds"]
     width = max((len(check["id"]) for check in report["checks"]), default=0)
-    rows = [f"  {check['status']:5}  {check['id']:{width}}  {seconds.get(check['id'], 0):6.1f} s  {check['summary'].splitlines()[0][:110]}" for check in report["checks"]]
+    rows = [
+        f"  {check['status']:5}  {check['id']:{width}}  {seconds.get(check['id'], 0):6.1f} s  {check['summary'].splitlines()[0][:110]}"
+        for check in report["checks"]
+    ]
     return "\n".join(rows)
 
 
@@ -82,8 +107,20 @@ def judge(report: dict[str, Any], shown: str) -> None:
     summary = report["summary"]
     bad = [f"{check['id']}: {check['summary']}" for check in report["checks"] if check["status"] in ("fail", "error")]
     if summary["fail"]:
-        raise VerifyFailedError(f"{summary['fail']} of {summary['total']} checks failed", why="\n".join(bad), fix=f"the evidence is in {shown}; this image must not be used")
+        raise VerifyFailedError(
+            f"{summary['fail']} of {summary['total']} checks failed",
+            why="\n".join(bad),
+            fix=f"the evidence is in {shown}; this image must not be used",
+        )
     if summary["error"]:
-        raise VerifyIncompleteError(f"{summary['error']} of {summary['total']} checks could not look", why="\n".join(bad), fix=f"see {shown}; mend what is in the way and verify again")
+        raise VerifyIncompleteError(
+            f"{summary['error']} of {summary['total']} checks could not look",
+            why="\n".join(bad),
+            fix=f"see {shown}; mend what is in the way and verify again",
+        )
     if not summary["pass"]:
-        raise VerifyIncompleteError("no check ran", why="An image that nobody looked at is not verified.", fix="see [verify] in the image's image.toml")
+        raise VerifyIncompleteError(
+            "no check ran",
+            why="An image that nobody looked at is not verified.",
+            fix="see [verify] in the image's image.toml",
+        )

@@ -37,7 +37,17 @@ class Verified:
     path: Path
 
 
-def verify(workspace: Workspace, pins: Pins, lock: Lock, rendered: Rendered, built: Built, engine: Engine, store: Store, console: Console, model: str = TINY) -> Verified:
+def verify(
+    workspace: Workspace,
+    pins: Pins,
+    lock: Lock,
+    rendered: Rendered,
+    built: Built,
+    engine: Engine,
+    store: Store,
+    console: Console,
+    model: str = TINY,
+) -> Verified:
     """Look at a built image with every check it has, and write the report.
 
     ``model`` is ``tiny``, ``tiny-wrong`` (trained on other answers: the check must fail) or a folder. Raises ModelError or
@@ -48,17 +58,38 @@ def verify(workspace: Workspace, pins: Pins, lock: Lock, rendered: Rendered, bui
     with connect(engine) as client, ExitStack() as stack:
         if left := remove_left_over(client):
             console.note(f"removed {left} containers of a run that was killed")
-        subject = Subject(workspace, pins, lock, rendered.image, rendered.labels, source_wheels(workspace, pins, rendered), built, engine, client)
+        subject = Subject(
+            workspace,
+            pins,
+            lock,
+            rendered.image,
+            rendered.labels,
+            source_wheels(workspace, pins, rendered),
+            built,
+            engine,
+            client,
+        )
         if model in (TINY, TINY_WRONG):
-            checkpoint = stack.enter_context(tiny_model(workspace, client, built.reference, store, console, wrong_answers=model == TINY_WRONG))
+            checkpoint = stack.enter_context(
+                tiny_model(workspace, client, built.reference, store, console, wrong_answers=model == TINY_WRONG)
+            )
         else:
             checkpoint = given_model(Path(model))
         results = run_checks([*static_checks(subject), *generate_checks(subject, checkpoint)], console)
-    report = make_report(subject, results, {unit.name: unit.version for unit in rendered.units}, checkpoint.identity, began)
+    report = make_report(
+        subject, results, {unit.name: unit.version for unit in rendered.units}, checkpoint.identity, began
+    )
     return Verified(report, write_report(workspace, report, other_model=model != TINY))
 
 
 def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple[str, ...]:
     """The distributions that the image's components build from the project's own sources, by canonical name."""
     sources = [source for component in rendered.image.components for source in pins.by_name[component].sources]
-    return tuple(str(canonicalize_name(tomllib.loads((workspace.root / source / "pyproject.toml").read_text())["project"]["name"])) for source in sources)
+    return tuple(
+        str(
+            canonicalize_name(
+                tomllib.loads((workspace.root / source / "pyproject.toml").read_text())["project"]["name"]
+            )
+        )
+        for source in sources
+    )

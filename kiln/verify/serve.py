@@ -40,7 +40,14 @@ def serve(subject: Subject, model: Model, setting: Setting) -> Served:
     began = time.monotonic()
     command = ["/model", f"--port={PORT}", "--host=127.0.0.1", *subject.image.serve]
     mounts = {model.folder: "/model", subject.workspace.root / "scripts": "/kiln/scripts"}
-    with container(subject.client, subject.built.reference, command=command, env=dict(setting.env), mounts=mounts, memory=subject.image.memory) as server:
+    with container(
+        subject.client,
+        subject.built.reference,
+        command=command,
+        env=dict(setting.env),
+        mounts=mounts,
+        memory=subject.image.memory,
+    ) as server:
         code, document, words = _ask(server, subject.image)
         log = said(server)
         ending = _ending(server)
@@ -53,12 +60,22 @@ def serve(subject: Subject, model: Model, setting: Setting) -> Served:
     else:
         trouble = ""
     seconds = round(time.monotonic() - began, 1)
-    return Served(setting, document, log, trouble, seconds, {"ready": float(document.get("ready_seconds") or 0), "whole": seconds})
+    return Served(
+        setting, document, log, trouble, seconds, {"ready": float(document.get("ready_seconds") or 0), "whole": seconds}
+    )
 
 
 def _ask(server: Container, image: Image) -> tuple[int | None, dict[str, Any], str]:
     """Run the questions inside the container; the exit code is None where they did not end in time."""
-    command = ["python3", "/kiln/scripts/ask_server.py", "--answers=/model/answers.json", f"--port={PORT}", f"--ready-timeout={image.start_seconds}", f"--request-timeout={image.answer_seconds}", f"--total-timeout={image.answer_seconds}"]
+    command = [
+        "python3",
+        "/kiln/scripts/ask_server.py",
+        "--answers=/model/answers.json",
+        f"--port={PORT}",
+        f"--ready-timeout={image.start_seconds}",
+        f"--request-timeout={image.answer_seconds}",
+        f"--total-timeout={image.answer_seconds}",
+    ]
     outcome: list[tuple[int | None, bytes, bytes]] = []
 
     def ask() -> None:
@@ -94,7 +111,11 @@ def _ending(server: Container) -> str:
     state = server.attrs["State"]
     if state.get("Running"):
         return ""
-    return "was killed for using too much memory" if state.get("OOMKilled") else f"ended by itself with exit code {state.get('ExitCode')}"
+    return (
+        "was killed for using too much memory"
+        if state.get("OOMKilled")
+        else f"ended by itself with exit code {state.get('ExitCode')}"
+    )
 
 
 def _tail(log: str, lines: int = 12) -> str:

@@ -19,10 +19,27 @@ def static_checks(subject: Subject) -> list[Check]:
     contents = _Contents(subject)
     return [
         Check("image.digest", "static", "the engine holds the very image that was built", lambda: digest(subject)),
-        Check("image.config", "static", "entry point, user, folder, platform and environment are as image.toml says", lambda: config(subject)),
-        Check("image.labels", "static", "the labels name this lock and these component versions", lambda: labels(subject)),
-        Check("packages.wheels", "static", "the Python distributions in the image are the locked ones, no more and no less", lambda: wheels(subject, contents)),
-        Check("packages.debian", "static", "the Debian packages in the image are the locked ones, no more and no less", lambda: debian(subject, contents)),
+        Check(
+            "image.config",
+            "static",
+            "entry point, user, folder, platform and environment are as image.toml says",
+            lambda: config(subject),
+        ),
+        Check(
+            "image.labels", "static", "the labels name this lock and these component versions", lambda: labels(subject)
+        ),
+        Check(
+            "packages.wheels",
+            "static",
+            "the Python distributions in the image are the locked ones, no more and no less",
+            lambda: wheels(subject, contents),
+        ),
+        Check(
+            "packages.debian",
+            "static",
+            "the Debian packages in the image are the locked ones, no more and no less",
+            lambda: debian(subject, contents),
+        ),
     ]
 
 
@@ -68,14 +85,24 @@ def config(subject: Subject) -> Outcome:
         "environment": environment,
     }
     wrong = differing(expected, seen)
-    return failed("\n".join(wrong)) if wrong else passed(f"{' '.join(subject.image.entrypoint)} as {subject.image.user}, {len(environment)} variables", **seen)
+    return (
+        failed("\n".join(wrong))
+        if wrong
+        else passed(
+            f"{' '.join(subject.image.entrypoint)} as {subject.image.user}, {len(environment)} variables", **seen
+        )
+    )
 
 
 def labels(subject: Subject) -> Outcome:
     """The image's labels against what the lock and the pins render to."""
     seen = (_config(subject).get("Config") or {}).get("Labels") or {}
     wrong = differing(dict(subject.labels), seen)
-    return failed("\n".join(wrong)) if wrong else passed(f"{len(seen)} labels; lock {subject.lock.sha256[:16]}…", labels=dict(sorted(seen.items())))
+    return (
+        failed("\n".join(wrong))
+        if wrong
+        else passed(f"{len(seen)} labels; lock {subject.lock.sha256[:16]}…", labels=dict(sorted(seen.items())))
+    )
 
 
 class _Contents:
@@ -91,7 +118,13 @@ class _Contents:
             subject = self._subject
             scripts = subject.workspace.root / "scripts"
             with container(
-                subject.client, subject.built.reference, entrypoint=["python3"], command=["/kiln/scripts/list_contents.py"], mounts={scripts: "/kiln/scripts"}, memory=1 << 30, read_only=True
+                subject.client,
+                subject.built.reference,
+                entrypoint=["python3"],
+                command=["/kiln/scripts/list_contents.py"],
+                mounts={scripts: "/kiln/scripts"},
+                memory=1 << 30,
+                read_only=True,
             ) as started:
                 ended = wait(started, LIST_SECONDS)
             if ended.code != 0:
@@ -106,12 +139,20 @@ def wheels(subject: Subject, contents: _Contents) -> Outcome:
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     if twice:
         return failed(f"installed more than once: {', '.join(sorted(twice))}")
-    expected = {wheel.name: wheel.version for component in subject.image.components for wheel in subject.lock.wheels_of(component)}
+    expected = {
+        wheel.name: wheel.version
+        for component in subject.image.components
+        for wheel in subject.lock.wheels_of(component)
+    }
     seen = dict(found)
     plugins = {name: seen.pop(name, None) for name in subject.source_wheels}
     missing = [f"{name}: built from source, is missing" for name, version in plugins.items() if version is None]
     wrong = differing(expected, seen) + missing
-    return failed("\n".join(wrong)) if wrong else passed(f"{len(found)} distributions", distributions=[f"{name} {version}" for name, version in found])
+    return (
+        failed("\n".join(wrong))
+        if wrong
+        else passed(f"{len(found)} distributions", distributions=[f"{name} {version}" for name, version in found])
+    )
 
 
 def debian(subject: Subject, contents: _Contents) -> Outcome:
@@ -120,4 +161,8 @@ def debian(subject: Subject, contents: _Contents) -> Outcome:
     if not seen:
         return errored("the image lists no packages at all")
     wrong = differing({deb.name: deb.version for deb in subject.lock.debs}, seen)
-    return failed("\n".join(wrong)) if wrong else passed(f"{len(seen)} packages", packages=[f"{name} {version}" for name, version in sorted(seen.items())])
+    return (
+        failed("\n".join(wrong))
+        if wrong
+        else passed(f"{len(seen)} packages", packages=[f"{name} {version}" for name, version in sorted(seen.items())])
+    )

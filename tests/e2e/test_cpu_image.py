@@ -14,7 +14,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def run(*words: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ)
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ
+    )
     assert "Traceback" not in done.stderr.split("its last lines")[0], done.stderr
     return done
 

@@ -101,7 +101,9 @@ class Project:
         return {**os.environ, "DOCKER_HOST": self.host, "PYTHONPATH": str(REPOSITORY)}
 
     def kiln(self, *words: str, timeout: float = 300) -> Ran:
-        done = subprocess.run(self.command(*words), env=self.environment, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            self.command(*words), env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
         assert "Traceback" not in done.stderr, done.stderr
         return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -127,7 +129,13 @@ class Project:
 @pytest.fixture(scope="session")
 def engine_host() -> str:
     """The address of a real engine; where there is none, one is started, and it is a failure if that cannot be."""
-    done = subprocess.run([sys.executable, "-m", "kiln", "--root", str(REPOSITORY), "--json", "engine", "up"], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    done = subprocess.run(
+        [sys.executable, "-m", "kiln", "--root", str(REPOSITORY), "--json", "engine", "up"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
     if done.returncode != 0:
         message = f"no container engine, and none could be started: {done.stderr}"
         if os.environ.get("CI"):
@@ -151,7 +159,11 @@ def base_project(tmp_path_factory: pytest.TempPathFactory, engine_host: str) -> 
     real = read_lock(real_workspace, real_pins)
     chosen = {wheel.name: wheel for wheel in real.wheels if wheel.name in ("idna", "packaging")}
     data = tomllib.loads((REPOSITORY / "pins" / "cpu.toml").read_text())
-    text = PINS.format(packages=json.dumps(data["debian"]["packages"]), tools=json.dumps(data["tools"]["wheels"]), **{name: wheel.version for name, wheel in chosen.items()})
+    text = PINS.format(
+        packages=json.dumps(data["debian"]["packages"]),
+        tools=json.dumps(data["tools"]["wheels"]),
+        **{name: wheel.version for name, wheel in chosen.items()},
+    )
     (root / "pins" / "toy.toml").write_text(text)
     project = Project(root, root / "state", engine_host)
     pins = read_pins(Workspace(root, root / "state"), "toy")
@@ -173,6 +185,15 @@ def model_folder(folder: Path) -> Path:
     """A checkpoint in name only, for the stand-in: the questions and answers are there."""
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    prompts = [{"id": f"q{n}", "prompt": f"Question {n}?", "messages": [{"role": "user", "content": f"Question {n}?"}], "answer": f"Answer {n}.", "token_ids": [n, n + 1, 0]} for n in range(3)]
+    prompts = [
+        {
+            "id": f"q{n}",
+            "prompt": f"Question {n}?",
+            "messages": [{"role": "user", "content": f"Question {n}?"}],
+            "answer": f"Answer {n}.",
+            "token_ids": [n, n + 1, 0],
+        }
+        for n in range(3)
+    ]
     (folder / "answers.json").write_text(json.dumps({"schema_version": 1, "model_name": "standin", "prompts": prompts}))
     return folder

@@ -116,7 +116,13 @@ def test_a_full_disk_during_fetch_is_one_clear_error(project: Project) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
 def test_a_killed_build_leaves_nothing_half_done(project: Project, number: signal.Signals, code: int) -> None:
     forget_cached_steps(project)
-    with subprocess.Popen(project.command("build", "toy"), env=project.environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        project.command("build", "toy"),
+        env=project.environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
         for line in process.stderr:
             if "RUN" in line:
                 break
@@ -132,9 +138,17 @@ def test_a_killed_build_leaves_nothing_half_done(project: Project, number: signa
 
 def test_a_failing_step_is_named_with_its_last_lines_and_the_log(project: Project) -> None:
     recipe = project.root / "templates" / "components" / "wheels.j2"
-    recipe.write_text(recipe.read_text().replace("/tools/uv pip install", "echo the last words of this step && false && /tools/uv pip install"))
+    recipe.write_text(
+        recipe.read_text().replace(
+            "/tools/uv pip install", "echo the last words of this step && false && /tools/uv pip install"
+        )
+    )
     macros = project.root / "templates" / "macros.j2"
-    macros.write_text(macros.read_text().replace("/tools/uv pip install", "echo the last words of this step && false && /tools/uv pip install"))
+    macros.write_text(
+        macros.read_text().replace(
+            "/tools/uv pip install", "echo the last words of this step && false && /tools/uv pip install"
+        )
+    )
     broken = project.kiln("build", "toy")
     assert broken.code == 50
     assert "the last words of this step" in broken.err
@@ -144,7 +158,7 @@ def test_a_failing_step_is_named_with_its_last_lines_and_the_log(project: Projec
 
 def test_a_step_has_no_network(project: Project) -> None:
     macros = project.root / "templates" / "macros.j2"
-    probe = "ls /sys/class/net > /interfaces && test \"$(cat /interfaces)\" = lo && /tools/uv pip install"
+    probe = 'ls /sys/class/net > /interfaces && test "$(cat /interfaces)" = lo && /tools/uv pip install'
     macros.write_text(macros.read_text().replace("/tools/uv pip install", probe))
     done = project.kiln("build", "toy")
     assert done.code == 0, done.err
@@ -153,7 +167,16 @@ def test_a_step_has_no_network(project: Project) -> None:
 def test_two_runs_at_once_both_end_well(project: Project) -> None:
     for record in (project.state / "builds").iterdir():
         record.unlink()
-    runs = [subprocess.Popen(project.command("build", "toy"), env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen(
+            project.command("build", "toy"),
+            env=project.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     outs = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outs
     assert outs[0][0] == outs[1][0]
@@ -170,7 +193,13 @@ def test_layers_hold_one_time_and_nothing_of_this_machine(project: Project, tmp_
 
     reference = project.kiln("build", "toy").out.split()[0]
     archive = tmp_path / "rootfs.tar"
-    created = subprocess.run(["docker", "create", "--network=none", reference], env=project.environment, check=True, capture_output=True, text=True).stdout.strip()
+    created = subprocess.run(
+        ["docker", "create", "--network=none", reference],
+        env=project.environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     try:
         subprocess.run(["docker", "export", "--output", str(archive), created], env=project.environment, check=True)
     finally:
@@ -180,4 +209,6 @@ def test_layers_hold_one_time_and_nothing_of_this_machine(project: Project, tmp_
     ours = [member for name, member in members.items() if name.startswith("usr/local/lib/python3.11/dist-packages/")]
     assert ours
     assert {int(member.mtime) for member in ours} == {1793491200}
-    assert not [name for name in members if name.endswith("uv_cache.json") or name.startswith(("etc/apt/", "var/cache/apt/"))]
+    assert not [
+        name for name in members if name.endswith("uv_cache.json") or name.startswith(("etc/apt/", "var/cache/apt/"))
+    ]

@@ -43,7 +43,9 @@ def test_a_good_image_passes_every_check(project: Project, tmp_path: Path) -> No
         ("other-path", "serve.tilelang.path", "expected the fused path"),
     ],
 )
-def test_a_server_that_misbehaves_fails_the_check_by_name(project: Project, tmp_path: Path, mode: str, check: str, words: str) -> None:
+def test_a_server_that_misbehaves_fails_the_check_by_name(
+    project: Project, tmp_path: Path, mode: str, check: str, words: str
+) -> None:
     done = verify(project, tmp_path, mode)
     assert done.code == 61, done.err
     assert statuses(project, done.out)[check] == "fail"
@@ -61,7 +63,12 @@ def test_a_server_that_hangs_is_ended_in_bounded_time(project: Project, tmp_path
 
 def test_an_image_that_is_not_what_the_lock_says_fails_by_name(project: Project, tmp_path: Path) -> None:
     recipe = project.root / "templates" / "serving.Dockerfile.j2"
-    recipe.write_text(recipe.read_text().replace("WORKDIR", "COPY --link --from=small /out/usr/local/lib/python3.11/dist-packages/idna-{{ '' }}[0-9]*.dist-info /usr/local/lib/python3.11/dist-packages/idna-0.1.dist-info/\nWORKDIR"))
+    recipe.write_text(
+        recipe.read_text().replace(
+            "WORKDIR",
+            "COPY --link --from=small /out/usr/local/lib/python3.11/dist-packages/idna-{{ '' }}[0-9]*.dist-info /usr/local/lib/python3.11/dist-packages/idna-0.1.dist-info/\nWORKDIR",
+        )
+    )
     assert project.kiln("build", "toy").code == 0
     done = project.kiln("--json", "verify", "toy", "--model", str(model_folder(tmp_path / "model")))
     assert done.code == 61, done.err
@@ -79,5 +86,11 @@ def test_no_container_is_left(project: Project, tmp_path: Path) -> None:
     import subprocess
 
     verify(project, tmp_path, "die")
-    left = subprocess.run(["docker", "ps", "--all", "--quiet", "--filter", "label=io.kiln.run"], env=project.environment, check=True, capture_output=True, text=True).stdout
+    left = subprocess.run(
+        ["docker", "ps", "--all", "--quiet", "--filter", "label=io.kiln.run"],
+        env=project.environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert left == ""

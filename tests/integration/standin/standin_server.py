@@ -55,7 +55,11 @@ class Handler(BaseHTTPRequestHandler):
             for _ in range(3_000_000):
                 print("x" * 200)
         chat = "messages" in asked
-        found = next(p for p in self.prompts if (p["messages"] == asked.get("messages") if chat else p["prompt"] == asked.get("prompt")))
+        found = next(
+            p
+            for p in self.prompts
+            if (p["messages"] == asked.get("messages") if chat else p["prompt"] == asked.get("prompt"))
+        )
         text = found["answer"] + (" not" if MODE == "wrong" else "")
         choice = {"index": 0, "finish_reason": "stop", "token_ids": found["token_ids"]}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
@@ -68,7 +72,7 @@ def main():
         sys.exit("standin: cannot start")
     if MODE == "start-never":
         time.sleep(3600)
-    path = "fused" if FUSED != (MODE == "other-path") else "unfused"
+    path = "fused" if (MODE == "other-path") != FUSED else "unfused"
     if MODE != "no-path":
         print(f"(EngineCore pid=1) kiln-mhc: path={path} requested=x env=x platform=standin vllm=0", file=sys.stderr)
         print(f"(EngineCore pid=1) kiln-mhc: ran path={path} calls=x", file=sys.stderr, flush=True)
