@@ -41,10 +41,10 @@ dev: ## the same with what tests and linters need (.kiln/venv-dev)
 	@PYTHON=$(PYTHON) ci/make-venv .kiln/venv-dev requirements/dev.txt
 
 test-fast: dev ## unit and golden tests: seconds, offline, no engine
-	@$(PYTEST) tests/unit tests/golden
+	@$(PYTEST) -q -n 2 tests/unit tests/golden
 
 test: dev lint ## all tests: with a real engine, and `make image STACK=cpu` end to end
-	@$(PYTEST) tests
+	@$(PYTEST) --durations=5 tests
 
 lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is current
 	@.kiln/venv-dev/bin/ruff check .

@@ -39,7 +39,9 @@ def sources_for(suite: str) -> str:
     """
     given = os.environ.get("KILN_APT_SOURCES")
     if given:
-        return Path(given).read_text()
+        if not Path(given).is_file():
+            raise HostError(f"there is no apt sources file {given}", fix="correct KILN_APT_SOURCES, or unset it")
+        return Path(given).read_text(encoding="utf-8")
     codename = debian_codename()
     if codename is None or shutil.which("apt-get") is None:
         raise HostError(
@@ -49,9 +51,11 @@ def sources_for(suite: str) -> str:
         )
     found: list[str] = []
     for path in sorted(Path("/etc/apt").glob("sources.list.d/*.sources")):
-        found += [_retarget(stanza, codename, suite) for stanza in re.split(r"\n\s*\n", path.read_text())]
+        found += [
+            _retarget(stanza, codename, suite) for stanza in re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
+        ]
     for path in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt").glob("sources.list.d/*.list"))]:
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         found += [_one_line(line, codename, suite) for line in lines]
     stanzas = [stanza for stanza in found if stanza]
     if not stanzas:

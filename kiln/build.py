@@ -58,7 +58,7 @@ def _record_file(workspace: Workspace, rendered: Rendered) -> Path:
 def known_build(workspace: Workspace, rendered: Rendered, engine: Engine) -> Built | None:
     """The image if this very key was built and the engine holds that very digest; else None."""
     try:
-        built = Built(**json.loads(_record_file(workspace, rendered).read_text()))
+        built = Built(**json.loads(_record_file(workspace, rendered).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return built if built.key == rendered.key and image_digest(engine, built.reference) == built.digest else None
@@ -109,12 +109,12 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
         for path, name in blobs:
             place_file(path, made / name)
         if context.wheels:
-            (made / "requirements.txt").write_text(requirements_text(context.wheels))
+            (made / "requirements.txt").write_text(requirements_text(context.wheels), encoding="utf-8")
         for source in context.sources:
             shutil.copytree(
                 workspace.root / source,
                 made / Path(source).name,
-                ignore=shutil.ignore_patterns("__pycache__", "tests", "dist", ".*_cache"),
+                ignore=shutil.ignore_patterns("__pycache__", "tests", "dist", ".*_cache", "*.pyc"),
             )
         for path in (made, *made.rglob("*")):
             if not path.is_symlink():
@@ -158,7 +158,7 @@ def _bake(workspace: Workspace, rendered: Rendered, engine: Engine, console: Con
     metadata = workspace.state / "images" / f"{name}.metadata.json"
     metadata.unlink(missing_ok=True)
     watcher = BuildWatcher(console)
-    with log.open("w") as stream, disk_full_is_an_error(workspace.state):
+    with log.open("w", encoding="utf-8") as stream, disk_full_is_an_error(workspace.state):
         process = subprocess.Popen(
             bake_argv(rendered),
             cwd=workspace.state,
@@ -180,14 +180,14 @@ def _bake(workspace: Workspace, rendered: Rendered, engine: Engine, console: Con
             end_group(process)
             raise
     if code != 0:
-        raise_if_disk_full(log.read_text(errors="replace"))
+        raise_if_disk_full(log.read_text(encoding="utf-8", errors="replace"))
         raise BuildError(
             watcher.failure or f"buildx could not build {name}",
             why=watcher.tail(),
             fix=f"the whole log: {workspace.shown(log)}",
         )
     try:
-        return dict(json.loads(metadata.read_text()))
+        return dict(json.loads(metadata.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise BuildError(
             f"BuildKit left no metadata of {name}", why=str(error), fix=f"the whole log: {workspace.shown(log)}"
@@ -212,6 +212,9 @@ class BuildWatcher:
         if not match:
             return
         number, text = match["number"], match["text"]
+        if text == "..." or text == self._names.get(number):
+            # BuildKit returns to a step that it had spoken of before.
+            return
         if text.startswith("[") and number not in self._names:
             self._names[number] = text
             if "RUN" in text or "ADD" in text:

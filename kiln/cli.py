@@ -51,7 +51,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _unforeseen(error: Exception) -> KilnError:
     """An error that no part of Kiln raised on purpose: a message for the reader, the traceback in a file beside."""
-    with tempfile.NamedTemporaryFile("w", prefix="kiln-crash-", suffix=".txt", delete=False) as crash:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="kiln-crash-", suffix=".txt", delete=False) as crash:
         crash.write("".join(traceback.format_exception(error)))
     return KilnError(
         "kiln met something it did not foresee",

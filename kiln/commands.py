@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,9 +33,15 @@ if TYPE_CHECKING:
 class Context:
     """What every command starts from."""
 
-    workspace: Workspace
+    root: Path | None
+    state: Path | None
     console: Console
     as_json: bool
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The project; looked for when it is needed, so that --help works anywhere."""
+        return Workspace.find(self.root, self.state)
 
     @property
     def store(self) -> Store:
@@ -88,7 +95,7 @@ def cli(click_context: click.Context, root: Path | None, state: Path | None, qui
     Example: kiln image cpu        fetch, build and verify the images of the stack `cpu`
              kiln lock cpu --check is the lock current?
     """
-    click_context.obj = Context(Workspace.find(root, state), Console(quiet=quiet), as_json)
+    click_context.obj = Context(root, state, Console(quiet=quiet), as_json)
 
 
 @cli.command()

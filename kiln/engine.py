@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -75,7 +76,7 @@ class PrivateEngine:
     def pid(self) -> int | None:
         """The daemon's pid if it runs: the process must be a dockerd on this very folder, not one that got an old number."""
         try:
-            pid = int(self.pid_file.read_text())
+            pid = int(self.pid_file.read_text(encoding="utf-8"))
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except (OSError, ValueError):
             return None
@@ -91,7 +92,7 @@ class PrivateEngine:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "daemon.json"
-        configuration.write_text(json.dumps({"features": {"containerd-snapshotter": True}}))
+        configuration.write_text(json.dumps({"features": {"containerd-snapshotter": True}}), encoding="utf-8")
         words = [
             "dockerd",
             "--config-file",
@@ -117,7 +118,7 @@ class PrivateEngine:
                 break
             time.sleep(0.1)
         self.stop()
-        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
+        tail = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
         raise EngineError(
             "the private Docker daemon did not start",
             why=tail,
@@ -143,7 +144,7 @@ class PrivateEngine:
 
 def _is_zombie(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
         return True
 
@@ -158,6 +159,8 @@ def probe(host: str, *, private: bool = False) -> Engine | Unfit | None:
     if not version or not info:
         return None
     api = str(version.get("ApiVersion", "0"))
+    if not re.fullmatch(r"\d+(\.\d+)+", api):
+        return Unfit(host, f"what answers there is no Docker (API version {api!r})")
     if tuple(int(part) for part in api.split(".")) < MINIMUM_API:
         return Unfit(host, f"Docker {version.get('Version')} is too old: its BuildKit is older than 0.13 (Docker 26)")
     if [CONTAINERD_STORE] not in [status[1:] for status in info.get("DriverStatus") or []]:
@@ -176,8 +179,10 @@ def find_engine(state: Path) -> tuple[Engine | None, list[Unfit]]:
     unfit: list[Unfit] = []
     for host in candidates:
         found = probe(host, private=host == private.host)
-        if isinstance(found, Engine) and buildx_plugin() is not None and shutil.which("docker"):
-            return found, unfit
+        if isinstance(found, Engine):
+            if buildx_plugin() is not None and shutil.which("docker"):
+                return found, unfit
+            found = Unfit(host, "the docker client or its buildx plugin is not installed")
         if isinstance(found, Unfit):
             unfit.append(found)
     if private.pid() is not None:

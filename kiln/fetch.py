@@ -110,7 +110,7 @@ def _groups(wheels: Sequence[Wheel]) -> Iterator[list[Wheel]]:
 def _fetch_wheels(pins: Pins, wheels: list[Wheel], store: Store, folder: Path, meter: Meter) -> None:
     try:
         paths = download(pins, wheels, folder)
-    except (FetchError, HashMismatchError):
+    except (FetchError, HashMismatchError) as first:
         if len(wheels) > 1:
             # One bad file fails pip's whole call: ask for each alone, so that the right ones get in and the bad one is named.
             for number, wheel in enumerate(wheels):
@@ -119,7 +119,13 @@ def _fetch_wheels(pins: Pins, wheels: list[Wheel], store: Store, folder: Path, m
         if not wheels[0].index:
             raise
         # The index from the pins comes second: the user's own may be a mirror that has the file, or the only way out.
-        paths = download(pins, wheels, folder / "index", dict(pins.indexes)[wheels[0].index])
+        try:
+            paths = download(pins, wheels, folder / "index", dict(pins.indexes)[wheels[0].index])
+        except FetchError:
+            # A wrong file in the user's own index says more than an extra index that does not answer.
+            if isinstance(first, HashMismatchError):
+                raise first from None
+            raise
     for wheel in wheels:
         path = paths.get(wheel.sha256)
         if path is None:

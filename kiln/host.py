@@ -83,7 +83,7 @@ def _no_services() -> Iterator[None]:
     if _POLICY.exists():
         yield
         return
-    _POLICY.write_text("#!/bin/sh\n# Put here by kiln while it installs packages.\nexit 101\n")
+    _POLICY.write_text("#!/bin/sh\n# Put here by kiln while it installs packages.\nexit 101\n", encoding="utf-8")
     _POLICY.chmod(0o755)
     try:
         yield

@@ -72,7 +72,7 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         start_seconds=verify.number("start-seconds"),
         answer_seconds=verify.number("answer-seconds"),
         settings=tuple(settings),
-        sha256=digest_of(tomllib.loads(path.read_text())),
+        sha256=digest_of(tomllib.loads(path.read_text(encoding="utf-8"))),
     )
     if image.text("target") != pins.target:
         problems.add("image.target", f"is not the target of the stack, {pins.target!r}")

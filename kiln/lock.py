@@ -56,7 +56,7 @@ def make_lock(workspace: Workspace, pins: Pins, store: Store, console: Console) 
     new = replace(unmeasured, wheels=tuple(replace(wheel, size=measured[wheel.sha256]) for wheel in wheels))
     text = dump_lock(new)
     path = workspace.lock_file(pins.stack)
-    if path.is_file() and path.read_text() == text:
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
         return path, []
     changes = _changes(old, new)
     write_whole(path, text)
@@ -192,7 +192,7 @@ def _old_lock(workspace: Workspace, pins: Pins) -> Lock | None:
     try:
         return read_lock(workspace, pins)
     except LockStaleError:
-        return parse_lock(workspace.lock_file(pins.stack).read_text(), "")
+        return parse_lock(workspace.lock_file(pins.stack).read_text(encoding="utf-8"), "")
     except (LockMissingError, LockInvalidError):
         return None
 

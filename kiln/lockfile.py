@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import tomli_w
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from kiln.canonical import digest_of
 from kiln.errors import LockInvalidError, LockMissingError, LockStaleError
@@ -125,6 +126,11 @@ def parse_lock(text: str, shown: str) -> Lock:
         data = tomllib.loads(text)
         if data["schema"] != SCHEMA:
             raise _invalid(shown, f"it has schema {data['schema']!r}; this kiln reads schema {SCHEMA}")
+        if unknown := data.keys() - {"schema", "stack", "pins-sha256", "deb", "wheel"}:
+            raise _invalid(shown, f"unknown key {min(unknown)!r}")
+        for key in ("stack", "pins-sha256"):
+            if not isinstance(data[key], str):
+                raise _invalid(shown, f"{key} is {data[key]!r}")
         lock = Lock(
             stack=data["stack"],
             pins_sha256=data["pins-sha256"],
@@ -135,6 +141,9 @@ def parse_lock(text: str, shown: str) -> Lock:
         raise _invalid(shown, f"it is not TOML: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise _invalid(shown, f"it lacks {error}") from error
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, or brackets within brackets without end.
+        raise _invalid(shown, f"it cannot be read: {error}") from error
     return lock
 
 
@@ -151,9 +160,14 @@ def _entry(kind: type[Any], item: dict[str, Any], shown: str) -> Any:
     entry = kind(**item)
     if not _SHA256.fullmatch(entry.sha256):
         raise _invalid(shown, f"{name}: {entry.sha256!r} is no sha256")
-    # File names become paths in the store's working folders: nothing that could climb out of them.
-    if not _SAFE_NAME.fullmatch(entry.file) or entry.size < 0:
-        raise _invalid(shown, f"{name}: the file name or the size cannot be right")
+    # Names become paths and lines of requirements files: nothing that could climb out of a folder or become an option.
+    if not all(_SAFE_NAME.fullmatch(text) for text in (entry.name, entry.version, entry.file)) or entry.size < 0:
+        raise _invalid(shown, f"{name}: the name, the version, the file name or the size cannot be right")
+    if isinstance(entry, Wheel):
+        try:
+            parse_wheel_filename(entry.file)
+        except InvalidWheelFilename as error:
+            raise _invalid(shown, f"{name}: {error}") from error
     return entry
 
 
@@ -174,7 +188,7 @@ def read_lock(workspace: Workspace, pins: Pins) -> Lock:
     path = workspace.lock_file(pins.stack)
     shown = workspace.shown(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise LockMissingError(
             f"the stack {pins.stack!r} has no lock",
@@ -190,4 +204,6 @@ def read_lock(workspace: Workspace, pins: Pins) -> Lock:
             why=f"{shown} says pins {lock.pins_sha256[:16]}…, but pins/{pins.stack}.toml is {pins.sha256[:16]}… now.",
             fix=f"kiln lock {pins.stack}   (or undo the edit of pins/{pins.stack}.toml)",
         )
+    if strangers := {wheel.component for wheel in lock.wheels} - pins.by_name.keys() - {TOOLS}:
+        raise _invalid(shown, f"it has wheels for {min(strangers)!r}, which the pins do not name")
     return lock

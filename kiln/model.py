@@ -72,7 +72,7 @@ def tiny_model(
             folder / "model",
             f"sha256:{sha256}",
             "scripts/make_tiny_model.py" + "".join(f" {option}" for option in options),
-            json.loads((folder / "made.json").read_text()),
+            json.loads((folder / "made.json").read_text(encoding="utf-8")),
         )
 
 
@@ -119,7 +119,7 @@ def _make(
         console.note(
             f"{made['parameters'] / 1e6:.1f} M parameters, {made['steps']} steps, {made['seconds']} s; smallest lead {made['min_margin']} (needs {made['threshold']})"
         )
-        (scratch / "made.json").write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
+        (scratch / "made.json").write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         archive = scratch / "model.tar"
         with disk_full_is_an_error(scratch), tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
             for name in ("made.json", "model"):

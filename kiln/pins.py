@@ -89,7 +89,9 @@ def read_pins(workspace: Workspace, stack: str) -> Pins:
         )
     shown = workspace.shown(path)
     problems = Problems(shown)
-    pins = _parse(read_table(path, shown, problems), problems, digest_of(tomllib.loads(path.read_text())))
+    pins = _parse(
+        read_table(path, shown, problems), problems, digest_of(tomllib.loads(path.read_text(encoding="utf-8")))
+    )
     if pins.stack != stack:
         problems.add("stack.name", f"is {pins.stack!r}, but the file is named {stack}.toml")
     problems.raise_if_any()
@@ -174,7 +176,11 @@ def _check_references(pins: Pins, problems: Problems) -> None:
     for name, _ in pins.indexes:
         if name not in used_indexes:
             problems.add(f"indexes.{name}", "no component uses it; remove it")
+    # These names are stages of the same Dockerfile.
+    reserved = {"rootfs", "tools", *pins.images, *(f"{component.name}-wheels" for component in pins.components)}
     for component in pins.components:
+        if component.name in reserved:
+            problems.add(f"components.{component.name}", "this name is another build stage's; choose another")
         if component.dependencies_of and component.dependencies_of not in pins.by_name:
             problems.add(
                 f"components.{component.name}.dependencies-of", f"there is no component {component.dependencies_of!r}"

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from kiln.canonical import digest_of, tree_digest
 from kiln.errors import PinsError
 from kiln.image import Image
@@ -126,6 +129,6 @@ def component_version(pins: Pins, lock: Lock, name: str, source_digest: str) -> 
     component = pins.by_name[name]
     if component.recipe == "plugins":
         return f"source {source_digest[:12]}"
-    named = {requirement.partition("==")[0].strip().lower() for requirement in component.wheels}
+    named = {canonicalize_name(Requirement(text).name) for text in component.wheels}
     versions = [wheel.version for wheel in lock.wheels_of(name) if wheel.name in named]
     return ", ".join(versions) or f"{len(lock.wheels_of(name))} wheels"

@@ -231,7 +231,7 @@ def _fill(environment: jinja2.Environment, template: str, variables: Mapping[str
         ) from error
     except jinja2.TemplateSyntaxError as error:
         raise RenderError(
-            f"templates/{error.filename or template} is no valid template", why=f"line {error.lineno}: {error.message}"
+            f"templates/{error.name or template} is no valid template", why=f"line {error.lineno}: {error.message}"
         ) from error
 
 
@@ -252,23 +252,19 @@ def write_rendered(images: tuple[Rendered, ...], folder: Path) -> list[Path]:
 def check_rendered(images: tuple[Rendered, ...], workspace: Workspace) -> None:
     """Compare the committed files with what renders now. Raises RenderStaleError with the difference."""
     differences: list[str] = []
+    stack = dict(images[0].labels)[f"{LABEL}.stack"]
     for rendered in images:
         folder = workspace.image_folder(rendered.image.name)
         for name, text in rendered.files:
             path = folder / name
-            committed = path.read_text() if path.is_file() else ""
-            if committed != text:
-                shown = f"images/{rendered.image.name}/{name}"
-                differences += list(
-                    difflib.unified_diff(
-                        committed.splitlines(),
-                        text.splitlines(),
-                        f"{shown} (committed)",
-                        f"{shown} (rendered)",
-                        lineterm="",
-                        n=1,
-                    )
-                )
+            shown = f"images/{rendered.image.name}/{name}"
+            # Bytes, not lines: a file whose line ends were changed on checkout is another file.
+            found = path.read_bytes() if path.is_file() else b""
+            if found != text.encode():
+                committed = found.decode(errors="replace").splitlines()
+                names = f"{shown} (committed)", f"{shown} (rendered)"
+                lines = list(difflib.unified_diff(committed, text.splitlines(), *names, lineterm="", n=1))
+                differences += lines or [f"{shown} differs in its line ends"]
         stray = {path.name for path in (folder / "requirements").glob("*.txt")} - {
             Path(name).name for name, _ in rendered.files
         }
@@ -280,5 +276,5 @@ def check_rendered(images: tuple[Rendered, ...], workspace: Workspace) -> None:
         raise RenderStaleError(
             "the committed Dockerfiles are not what renders now",
             why="\n".join(differences[:40]) + more,
-            fix="kiln render STACK, look at the difference, and commit it",
+            fix=f"kiln render {stack}, look at the difference, and commit it",
         )

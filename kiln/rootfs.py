@@ -37,7 +37,7 @@ def rootfs_key(workspace: Workspace, pins: Pins, lock: Lock) -> str:
     """The build key of the root file system: everything that decides its bytes."""
     return digest_of(
         {
-            "recipe": (workspace.root / HOOK).read_text(),
+            "recipe": (workspace.root / HOOK).read_text(encoding="utf-8"),
             "options": OPTIONS,
             "suite": pins.debian.suite,
             "packages": pins.debian.packages,
@@ -103,10 +103,11 @@ def _write_repository(folder: Path, pins: Pins, debs: tuple[Deb, ...], store: St
         place_file(path, folder / deb.file)
         control = run(["dpkg-deb", "--field", folder / deb.file]).output.strip()
         stanzas.append(f"{control}\nFilename: ./{deb.file}\nSize: {deb.size}\nSHA256: {deb.sha256}\n")
-    (folder / "Packages").write_text("\n".join(stanzas))
+    (folder / "Packages").write_text("\n".join(stanzas), encoding="utf-8")
     # apt finds the essential packages by the release's code name.
     (folder / "Release").write_text(
-        f"Codename: {pins.debian.suite}\nSuite: {pins.debian.suite}\nArchitectures: {pins.debian.architecture}\n"
+        f"Codename: {pins.debian.suite}\nSuite: {pins.debian.suite}\nArchitectures: {pins.debian.architecture}\n",
+        encoding="utf-8",
     )
 
 

@@ -101,8 +101,8 @@ class Store:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder on the store's own disk, removed at the end: what is made in it can be renamed into place."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with disk_full_is_an_error(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=self.folder))
         try:
             yield folder
@@ -112,15 +112,14 @@ class Store:
     def made(self, key: str) -> str | None:
         """The sha256 of what was made under ``key`` (see ``remember``), or None where it is unknown or gone."""
         try:
-            sha256, size = (self.folder / "made" / key).read_text().split()
+            sha256, size = (self.folder / "made" / key).read_text(encoding="utf-8").split()
+            return sha256 if self.has(sha256, int(size)) else None
         except (OSError, ValueError):
             return None
-        return sha256 if self.has(sha256, int(size)) else None
 
     def remember(self, key: str, sha256: str) -> None:
         """Note that making what ``key`` stands for gave this blob."""
         note = self.folder / "made" / key
-        note.parent.mkdir(parents=True, exist_ok=True)
         write_whole(note, f"{sha256} {self.path(sha256).stat().st_size}\n")
 
 
@@ -137,11 +136,11 @@ def disk_full_is_an_error(folder: Path) -> Iterator[None]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_is_an_error(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            beside.write_text(text)
+            beside.write_text(text, encoding="utf-8")
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

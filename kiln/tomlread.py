@@ -96,7 +96,7 @@ class Table:
 
     def done(self) -> None:
         """Note every key that nobody asked for."""
-        for key in self._data.keys() - self._asked:
+        for key in sorted(self._data.keys() - self._asked):
             known = ", ".join(sorted(self._asked))
             self.problems.add(self._at(key), f"unknown key; known here: {known}")
 

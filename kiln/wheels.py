@@ -101,7 +101,7 @@ def download(pins: Pins, wheels: Sequence[Wheel], folder: Path, index: str = "")
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = folder / "requirements.txt"
-    wanted.write_text(requirements_text(wheels))
+    wanted.write_text(requirements_text(wheels), encoding="utf-8")
     options = [
         "--no-deps",
         "--require-hashes",

@@ -66,7 +66,7 @@ class Workspace:
         What a killed run left behind is removed: while the folder is held, a working folder in it belongs to nobody.
         """
         self.state.mkdir(parents=True, exist_ok=True)
-        with (self.state / "lock").open("a+") as lock:
+        with (self.state / "lock").open("a+", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

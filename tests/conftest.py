@@ -18,13 +18,17 @@ TOY = PROJECT / "tests" / "golden" / "toy"
 _CACHES = shutil.ignore_patterns("__pycache__", ".*_cache", "*.pyc")
 
 # The same examples on every run: a red build is the change's fault, never the dice's.
-settings.register_profile("kiln", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("kiln", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("kiln")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--update-golden`` writes the golden files instead of comparing with them."""
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew from what renders now; look at the difference before you commit it")
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write tests/golden/ anew from what renders now; look at the difference before you commit it",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,9 @@ class _Runs:
             self._served[setting.name] = serve(self._subject, self._model, setting)
             folder = self._subject.workspace.state / "logs"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"serve-{self._subject.image.name}-{setting.name}.log").write_text(self._served[setting.name].log)
+            (folder / f"serve-{self._subject.image.name}-{setting.name}.log").write_text(
+                self._served[setting.name].log, encoding="utf-8"
+            )
         return self._served[setting.name]
 
 

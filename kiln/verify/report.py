@@ -79,7 +79,7 @@ def write_report(workspace: Workspace, report: dict[str, Any], *, other_model: b
 def good_report(workspace: Workspace, digest: str, lock_sha256: str, check_ids: Sequence[str]) -> dict[str, Any] | None:
     """The report of this digest and lock if all of these checks are in it, and none failed; else None."""
     try:
-        report: dict[str, Any] = json.loads(report_file(workspace, digest).read_text())
+        report: dict[str, Any] = json.loads(report_file(workspace, digest).read_text(encoding="utf-8"))
         same = (report["schema_version"], report["subject"]["manifest_digest"], report["lock"]["sha256"]) == (
             SCHEMA_VERSION,
             digest,

@@ -88,7 +88,9 @@ def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple
     return tuple(
         str(
             canonicalize_name(
-                tomllib.loads((workspace.root / source / "pyproject.toml").read_text())["project"]["name"]
+                tomllib.loads((workspace.root / source / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+                    "name"
+                ]
             )
         )
         for source in sources

@@ -33,20 +33,44 @@ def invented_lock(pins: Pins) -> Lock:
     return Lock(
         pins.stack,
         pins.sha256,
-        tuple(Deb(name, version, arch, f"pool/main/{name[0]}/{name}/{name}_{version}_{arch}.deb", f"{number:02x}" * 32, 1000 + number) for number, (name, version, arch) in enumerate(debs, 1)),
-        tuple(Wheel(component, name, version, file, f"{number:02x}" * 32, 1000 + number, index) for number, (component, name, version, file, index) in enumerate(wheels, 17)),
+        tuple(
+            Deb(
+                name,
+                version,
+                arch,
+                f"pool/main/{name[0]}/{name}/{name}_{version}_{arch}.deb",
+                f"{number:02x}" * 32,
+                1000 + number,
+            )
+            for number, (name, version, arch) in enumerate(debs, 1)
+        ),
+        tuple(
+            Wheel(component, name, version, file, f"{number:02x}" * 32, 1000 + number, index)
+            for number, (component, name, version, file, index) in enumerate(wheels, 17)
+        ),
     )
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder``: its path and its bytes."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def kiln(*words: str | Path, cwd: Path, **env: str) -> None:
     """Run ``python -m kiln`` as a program of its own; it must succeed."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KILN_", "LC_", "LANG", "PYTHON"))}
-    done = subprocess.run([sys.executable, "-m", "kiln", "--quiet", *words], cwd=cwd, env={**inherited, **env}, capture_output=True, text=True, check=False)
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("KILN_", "LC_", "LANG", "PYTHON"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "kiln", "--quiet", *words],
+        cwd=cwd,
+        env={**inherited, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -75,14 +99,29 @@ def test_the_toy_stack_renders_to_the_golden_files(toy: Workspace, tmp_path: Pat
 
 def test_a_plain_ascii_locale_changes_nothing(toy: Workspace, tmp_path: Path) -> None:
     """The toy's pins hold a letter outside ASCII; a machine whose locale has no such letter must render it all the same."""
-    kiln("--root", toy.root, "render", "toy", "--out", tmp_path / "out", cwd=tmp_path, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    kiln(
+        "--root",
+        toy.root,
+        "render",
+        "toy",
+        "--out",
+        tmp_path / "out",
+        cwd=tmp_path,
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+    )
     assert tree(tmp_path / "out") == tree(EXPECTED)
 
 
-def test_the_real_stack_renders_alike_in_any_zone_locale_seed_and_folder(project: Path, project_copy: Path, tmp_path: Path) -> None:
+def test_the_real_stack_renders_alike_in_any_zone_locale_seed_and_folder(
+    project: Path, project_copy: Path, tmp_path: Path
+) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     kiln("render", "cpu", "--out", one, cwd=project, TZ="Pacific/Kiritimati", LC_ALL="C.UTF-8", PYTHONHASHSEED="1")
-    kiln("render", "cpu", "--out", other, cwd=project_copy, TZ="America/St_Johns", LC_ALL="POSIX", PYTHONHASHSEED="4242")
+    kiln(
+        "render", "cpu", "--out", other, cwd=project_copy, TZ="America/St_Johns", LC_ALL="POSIX", PYTHONHASHSEED="4242"
+    )
     assert tree(one)
     assert tree(one) == tree(other)
 
@@ -109,7 +148,9 @@ def test_the_build_command(toy: Workspace) -> None:
 
 
 def test_the_bake_file_names_every_stage_input_once() -> None:
-    target = json.loads((EXPECTED / "toy-serving" / "docker-bake.json").read_text(encoding="utf-8"))["target"]["toy-serving"]
+    target = json.loads((EXPECTED / "toy-serving" / "docker-bake.json").read_text(encoding="utf-8"))["target"][
+        "toy-serving"
+    ]
     dockerfile = (EXPECTED / "toy-serving" / "Dockerfile").read_text(encoding="utf-8")
     assert target["args"] == {"SOURCE_DATE_EPOCH": "1580608922"}
     assert target["platforms"] == ["linux/amd64"]

@@ -33,11 +33,19 @@ def test_a_stanza_is_turned_to_the_other_suite() -> None:
 
 
 def test_a_security_stanza_is_turned_too() -> None:
-    assert "Suites: trixie-security" in _retarget(STANZA.replace("bookworm bookworm-updates", "bookworm-security"), "bookworm", "trixie").splitlines()
+    assert (
+        "Suites: trixie-security"
+        in _retarget(
+            STANZA.replace("bookworm bookworm-updates", "bookworm-security"), "bookworm", "trixie"
+        ).splitlines()
+    )
 
 
 def test_suites_of_other_releases_are_left_out() -> None:
-    assert "Suites: trixie" in _retarget(STANZA.replace("bookworm-updates", "sid bookwormish"), "bookworm", "trixie").splitlines()
+    assert (
+        "Suites: trixie"
+        in _retarget(STANZA.replace("bookworm-updates", "sid bookwormish"), "bookworm", "trixie").splitlines()
+    )
 
 
 def test_a_key_in_the_stanza_stays_as_it_is() -> None:
@@ -56,7 +64,15 @@ def test_a_disabled_stanza_is_left_out() -> None:
     assert _retarget(f"{STANZA}Enabled: no\n", "bookworm", "trixie") == ""
 
 
-@pytest.mark.parametrize("stanza", [STANZA.replace("deb deb-src", "deb-src"), STANZA.replace("bookworm bookworm-updates", "bullseye"), "# nothing\n", ""])
+@pytest.mark.parametrize(
+    "stanza",
+    [
+        STANZA.replace("deb deb-src", "deb-src"),
+        STANZA.replace("bookworm bookworm-updates", "bullseye"),
+        "# nothing\n",
+        "",
+    ],
+)
 def test_a_stanza_that_is_no_binary_source_of_this_release_is_left_out(stanza: str) -> None:
     assert _retarget(stanza, "bookworm", "trixie") == ""
 
@@ -64,9 +80,18 @@ def test_a_stanza_that_is_no_binary_source_of_this_release_is_left_out(stanza: s
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("deb http://m.example.invalid/debian bookworm main contrib", ["URIs: http://m.example.invalid/debian", "Suites: trixie", "Components: main contrib"]),
-        ("  deb   http://m.example.invalid/s bookworm-security   main # why", ["Suites: trixie-security", "Components: main"]),
-        ("deb [arch=amd64,arm64 signed-by=/k.gpg trusted=yes lang=en] file:/m bookworm main", ["Architectures: amd64 arm64", "Signed-By: /k.gpg", "Trusted: yes"]),
+        (
+            "deb http://m.example.invalid/debian bookworm main contrib",
+            ["URIs: http://m.example.invalid/debian", "Suites: trixie", "Components: main contrib"],
+        ),
+        (
+            "  deb   http://m.example.invalid/s bookworm-security   main # why",
+            ["Suites: trixie-security", "Components: main"],
+        ),
+        (
+            "deb [arch=amd64,arm64 signed-by=/k.gpg trusted=yes lang=en] file:/m bookworm main",
+            ["Architectures: amd64 arm64", "Signed-By: /k.gpg", "Trusted: yes"],
+        ),
     ],
 )
 def test_a_line_becomes_a_stanza(line: str, expected: list[str]) -> None:
@@ -77,7 +102,15 @@ def test_a_line_becomes_a_stanza(line: str, expected: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "# deb http://m bookworm main", "deb-src http://m bookworm main", "deb http://m bullseye main", "deb http://m bookwormish main", "deb cdrom:[Debian GNU/Linux 12 bookworm]/ bookworm main", "deb http://m bookworm"],
+    [
+        "",
+        "# deb http://m bookworm main",
+        "deb-src http://m bookworm main",
+        "deb http://m bullseye main",
+        "deb http://m bookwormish main",
+        "deb cdrom:[Debian GNU/Linux 12 bookworm]/ bookworm main",
+        "deb http://m bookworm",
+    ],
 )
 def test_a_line_that_is_no_binary_source_of_this_release_is_left_out(line: str) -> None:
     assert _one_line(line, "bookworm", "trixie") == ""
@@ -102,12 +135,19 @@ def etc_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def test_all_sources_of_the_machine_are_joined(etc_apt: Write) -> None:
-    etc_apt("sources.list.d/debian.sources", STANZA + "\n" + STANZA.replace("bookworm bookworm-updates", "bookworm-security"))
+    etc_apt(
+        "sources.list.d/debian.sources",
+        STANZA + "\n" + STANZA.replace("bookworm bookworm-updates", "bookworm-security"),
+    )
     etc_apt("sources.list", "deb http://old.example.invalid/debian bookworm main\n# nothing\n")
     etc_apt("sources.list.d/more.list", "deb http://old.example.invalid/debian bookworm main\n")
     etc_apt("sources.list.d/off.sources.disabled", "garbage")
     stanzas = sources_for("trixie").rstrip("\n").split("\n\n")
-    assert [line for stanza in stanzas for line in stanza.splitlines() if line.startswith("Suites")] == ["Suites: trixie trixie-updates", "Suites: trixie-security", "Suites: trixie"]
+    assert [line for stanza in stanzas for line in stanza.splitlines() if line.startswith("Suites")] == [
+        "Suites: trixie trixie-updates",
+        "Suites: trixie-security",
+        "Suites: trixie",
+    ]
     assert "bookworm" not in sources_for("trixie")
     assert "bookworm" in sources_for("bookworm")
 
@@ -137,7 +177,10 @@ def test_a_sources_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: 
 
 
 def test_a_package_is_read_from_apts_description() -> None:
-    stanza = "Package: bash\nVersion: 1:5.2-2\nArchitecture: amd64\nDescription: shell\n continued: here\nFilename: pool/main/b/bash/bash_5.2-2_amd64.deb\nSize: 12\nSHA256: " + "a" * 64
+    stanza = (
+        "Package: bash\nVersion: 1:5.2-2\nArchitecture: amd64\nDescription: shell\n continued: here\nFilename: pool/main/b/bash/bash_5.2-2_amd64.deb\nSize: 12\nSHA256: "
+        + "a" * 64
+    )
     assert _deb(stanza) == Deb("bash", "1:5.2-2", "amd64", "pool/main/b/bash/bash_5.2-2_amd64.deb", "a" * 64, 12)
 
 
@@ -179,8 +222,15 @@ def test_lists_that_do_not_come_are_told_in_apts_words(apt: Apt, monkeypatch: py
 
 
 def test_what_apt_would_install_is_resolved(apt: Apt, monkeypatch: pytest.MonkeyPatch) -> None:
-    described = "Package: bash\nVersion: 5.2-2\nArchitecture: amd64\nFilename: pool/bash_5.2-2_amd64.deb\nSize: 12\nSHA256: " + "a" * 64
-    answer(monkeypatch, (0, "Inst bash (5.2-2 Debian:12/stable [amd64])\nConf bash (5.2-2 Debian:12/stable [amd64])\n"), (0, described))
+    described = (
+        "Package: bash\nVersion: 5.2-2\nArchitecture: amd64\nFilename: pool/bash_5.2-2_amd64.deb\nSize: 12\nSHA256: "
+        + "a" * 64
+    )
+    answer(
+        monkeypatch,
+        (0, "Inst bash (5.2-2 Debian:12/stable [amd64])\nConf bash (5.2-2 Debian:12/stable [amd64])\n"),
+        (0, described),
+    )
     assert [deb.label for deb in apt.resolve(["bash"])] == ["bash 5.2-2 (amd64)"]
 
 
@@ -190,7 +240,9 @@ def test_a_package_that_apt_does_not_describe_is_an_error(apt: Apt, monkeypatch:
         apt.resolve(["bash"])
 
 
-def test_a_version_that_is_gone_is_named_with_the_way_out(apt: Apt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_version_that_is_gone_is_named_with_the_way_out(
+    apt: Apt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     answer(monkeypatch, (100, "E: Version '5.2-2' for 'bash' was not found\nE: Unable to locate package tofu\n"))
     with pytest.raises(FetchError) as caught:
         apt.download([Deb("bash", "5.2-2", "amd64", "pool/bash.deb", "a" * 64, 1)], tmp_path / "new")

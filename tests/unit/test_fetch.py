@@ -59,7 +59,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def run(pins: Pins, wheels: Sequence[Wheel], store: Store) -> kiln.fetch.Fetched:
-    return fetch(pins, Lock(pins.stack, pins.sha256, (), tuple(wheels)), store, store.folder / "apt", Console(quiet=True))
+    return fetch(
+        pins, Lock(pins.stack, pins.sha256, (), tuple(wheels)), store, store.folder / "apt", Console(quiet=True)
+    )
 
 
 def test_what_is_missing_is_fetched_and_then_nothing(toy_pins: Pins, pip: Pip, store: Store) -> None:
@@ -175,11 +177,15 @@ class FakeApt:
 
 
 def deb(name: str) -> Deb:
-    return Deb(name, "1:2.0-1", "amd64", f"pool/{name}_2.0-1_amd64.deb", hashlib.sha256(name.encode()).hexdigest(), len(name))
+    return Deb(
+        name, "1:2.0-1", "amd64", f"pool/{name}_2.0-1_amd64.deb", hashlib.sha256(name.encode()).hexdigest(), len(name)
+    )
 
 
 @pytest.mark.parametrize(("other", "error"), [("changed", HashMismatchError), ("absent", FetchError)])
-def test_a_package_that_is_wrong_or_missing_is_named(toy_pins: Pins, store: Store, monkeypatch: pytest.MonkeyPatch, other: str, error: type[KilnError]) -> None:
+def test_a_package_that_is_wrong_or_missing_is_named(
+    toy_pins: Pins, store: Store, monkeypatch: pytest.MonkeyPatch, other: str, error: type[KilnError]
+) -> None:
     monkeypatch.setattr(kiln.fetch, "Apt", FakeApt)
     with pytest.raises(error, match=f"{other} 1:2.0-1 \\(amd64\\)"):
         fetch(toy_pins, Lock("toy", "", (deb("bash"), deb(other)), ()), store, store.folder, Console(quiet=True))

@@ -22,7 +22,16 @@ NAMES = st.text("abcxyz019.+-", max_size=8).map("n".__add__)
 HASHES = st.integers(0, 2**256 - 1).map("{:064x}".format)
 SIZES = st.integers(0, 2**40)
 DEBS = st.builds(Deb, NAMES, NAMES, st.sampled_from(["amd64", "all"]), NAMES.map("pool/{}.deb".format), HASHES, SIZES)
-WHEELS = st.builds(Wheel, NAMES, NAMES, NAMES, NAMES.map("{}.whl".format), HASHES, SIZES, st.sampled_from(["", "extra"]))
+WHEELS = st.builds(
+    Wheel,
+    NAMES,
+    NAMES,
+    NAMES,
+    st.integers(0, 999).map("w-1.{}-py3-none-any.whl".format),
+    HASHES,
+    SIZES,
+    st.sampled_from(["", "extra"]),
+)
 LOCKS = st.builds(
     Lock,
     NAMES,
@@ -30,8 +39,22 @@ LOCKS = st.builds(
     st.lists(DEBS, max_size=5, unique_by=lambda deb: (deb.name, deb.architecture)).map(tuple),
     st.lists(WHEELS, max_size=5, unique_by=lambda wheel: (wheel.component, wheel.name)).map(tuple),
 )
-GOOD_DEB = {"name": "d", "version": "1", "architecture": "all", "pool": "pool/d_1_all.deb", "sha256": "0" * 64, "size": 1}
-GOOD_WHEEL = {"component": "c", "name": "w", "version": "1", "file": "w-1-py3-none-any.whl", "sha256": "1" * 64, "size": 1}
+GOOD_DEB = {
+    "name": "d",
+    "version": "1",
+    "architecture": "all",
+    "pool": "pool/d_1_all.deb",
+    "sha256": "0" * 64,
+    "size": 1,
+}
+GOOD_WHEEL = {
+    "component": "c",
+    "name": "w",
+    "version": "1",
+    "file": "w-1-py3-none-any.whl",
+    "sha256": "1" * 64,
+    "size": 1,
+}
 
 
 def text_of(**changes: Any) -> str:
@@ -48,7 +71,11 @@ def test_what_is_written_is_read_back(lock: Lock) -> None:
 
 @given(LOCKS, st.randoms(use_true_random=False))
 def test_the_order_of_entries_changes_nothing(lock: Lock, dice: random.Random) -> None:
-    mixed = replace(lock, debs=tuple(dice.sample(lock.debs, len(lock.debs))), wheels=tuple(dice.sample(lock.wheels, len(lock.wheels))))
+    mixed = replace(
+        lock,
+        debs=tuple(dice.sample(lock.debs, len(lock.debs))),
+        wheels=tuple(dice.sample(lock.wheels, len(lock.wheels))),
+    )
     assert dump_lock(mixed) == dump_lock(lock)
     assert mixed.sha256 == lock.sha256
 
@@ -56,7 +83,11 @@ def test_the_order_of_entries_changes_nothing(lock: Lock, dice: random.Random) -
 @given(LOCKS.filter(lambda lock: lock.wheels))
 def test_the_checksum_changes_with_any_entry(lock: Lock) -> None:
     first, *others = lock.wheels
-    for changed in (replace(first, version=first.version + "x"), replace(first, size=first.size + 1), replace(first, component=first.component + "x")):
+    for changed in (
+        replace(first, version=first.version + "x"),
+        replace(first, size=first.size + 1),
+        replace(first, component=first.component + "x"),
+    ):
         assert replace(lock, wheels=(changed, *others)).sha256 != lock.sha256
 
 
@@ -119,12 +150,26 @@ def test_no_text_gets_past_with_another_error(text: str) -> None:
 
 VALUES = st.recursive(
     st.one_of(st.integers(-9, 9), st.booleans(), st.text(LETTERS, max_size=3), st.just("0" * 64)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from([*GOOD_WHEEL, *GOOD_DEB, "index", "other"]), inner, max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from([*GOOD_WHEEL, *GOOD_DEB, "index", "other"]), inner, max_size=8),
+    ),
     max_leaves=12,
 )
 
 
-@given(st.fixed_dictionaries({}, optional={"schema": st.sampled_from([1, True, "1"]), "stack": VALUES, "pins-sha256": VALUES, "deb": VALUES, "wheel": VALUES}))
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "schema": st.sampled_from([1, True, "1"]),
+            "stack": VALUES,
+            "pins-sha256": VALUES,
+            "deb": VALUES,
+            "wheel": VALUES,
+        },
+    )
+)
 def test_no_table_gets_past_with_another_error(data: dict[str, Any]) -> None:
     try:
         lock = parse_lock(tomli_w.dumps(data), "toy.lock.toml")
@@ -168,3 +213,10 @@ def test_a_broken_lock_is_code_13_and_names_the_command(toy: Workspace, toy_pins
         read_lock(toy, toy_pins)
     assert caught.value.exit_code == 13
     assert "kiln lock toy" in str(caught.value)
+
+
+def test_a_wheel_for_a_component_that_the_pins_do_not_name_is_refused(toy: Workspace, toy_pins: Pins) -> None:
+    path = toy.lock_file("toy")
+    path.write_text(path.read_text().replace('component = "app"', 'component = "ghost"'))
+    with pytest.raises(LockInvalidError, match="ghost"):
+        read_lock(toy, toy_pins)

@@ -113,7 +113,9 @@ def test_a_file_from_another_disk_is_copied_in(store: Store, source: Path, monke
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said_and_leaves_no_part(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_full_disk_is_said_and_leaves_no_part(
+    store: Store, source: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def full(_path: Path, _target: Path) -> Path:
         raise OSError(number, os.strerror(number))
 
@@ -127,7 +129,9 @@ def test_a_full_disk_is_said_and_leaves_no_part(store: Store, source: Path, monk
     assert not store.has(SHA256, len(DATA))
 
 
-def test_other_troubles_of_the_disk_stay_what_they_are(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_troubles_of_the_disk_stay_what_they_are(
+    store: Store, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def denied(_path: Path, _target: Path) -> Path:
         raise PermissionError(errno.EACCES, "no")
 
@@ -137,21 +141,22 @@ def test_other_troubles_of_the_disk_stay_what_they_are(store: Store, source: Pat
 
 
 @pytest.mark.parametrize("what", ["scratch", "remember", "write_whole"])
-def test_a_disk_too_full_for_a_folder_is_said_too(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_a_disk_too_full_for_a_folder_is_said_too(
+    store: Store, source: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     add(store, source)
+    actions = {
+        "scratch": lambda: store.scratch().__enter__(),
+        "remember": lambda: store.remember("key", SHA256),
+        "write_whole": lambda: write_whole(store.folder / "new" / "file", "text"),
+    }
 
     def full(_path: Path, *_args: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(DiskFullError):
-        if what == "scratch":
-            with store.scratch():
-                pass
-        elif what == "remember":
-            store.remember("key", SHA256)
-        else:
-            write_whole(store.folder / "new" / "file", "text")
+        actions[what]()
 
 
 def test_what_was_made_is_remembered_by_its_key(store: Store, source: Path) -> None:
@@ -171,10 +176,16 @@ def test_a_damaged_note_is_as_good_as_none(store: Store, note: str) -> None:
 
 
 def test_working_folders_go_even_when_the_work_fails(store: Store) -> None:
-    with pytest.raises(RuntimeError), store.scratch() as folder:
-        (folder / "part").write_text("half")
-        raise RuntimeError
-    assert not folder.exists()
+    def work() -> None:
+        with store.scratch() as folder:
+            folders.append(folder)
+            (folder / "part").write_text("half")
+            raise RuntimeError
+
+    folders: list[Path] = []
+    with pytest.raises(RuntimeError):
+        work()
+    assert [folder.exists() for folder in folders] == [False]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

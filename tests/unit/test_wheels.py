@@ -53,7 +53,14 @@ def test_a_mismatch_names_the_wheel_both_hashes_and_the_origin() -> None:
     assert "nothing was stored" in caught.value.fix
 
 
-@pytest.mark.parametrize(("text", "word"), [(ABSENT, "No matching distribution found for toy-app==2.0+cpu"), (UNREACHABLE, "Max retries exceeded"), ("pip fell over\n", "pip fell over")])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (ABSENT, "No matching distribution found for toy-app==2.0+cpu"),
+        (UNREACHABLE, "Max retries exceeded"),
+        ("pip fell over\n", "pip fell over"),
+    ],
+)
 def test_other_failures_are_told_in_pips_own_words(text: str, word: str) -> None:
     with pytest.raises(FetchError) as caught:
         _explain_download(finished(text), [TOY])
@@ -63,7 +70,10 @@ def test_other_failures_are_told_in_pips_own_words(text: str, word: str) -> None
 
 
 def test_requirements_name_version_and_hash() -> None:
-    assert requirements_text([TOY, SECOND]) == f"toy-app==2.0+cpu --hash=sha256:{RIGHT}\nsecond==1 --hash=sha256:{'3' * 64}\n"
+    assert (
+        requirements_text([TOY, SECOND])
+        == f"toy-app==2.0+cpu --hash=sha256:{RIGHT}\nsecond==1 --hash=sha256:{'3' * 64}\n"
+    )
     assert requirements_text([]) == ""
 
 
@@ -79,8 +89,17 @@ def test_pip_is_asked_for_the_images_python_and_glibc(toy_pins: Pins) -> None:
 
 def test_how_an_index_spells_a_file_does_not_matter() -> None:
     assert _identity("Toy.App-2.0-py3-none-any.whl") == _identity("toy_app-2.0-py3-none-any.whl")
-    assert _identity("toy-1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl") == _identity("toy-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl")
-    different = ["toy-1-py3-none-any.whl", "toy-2-py3-none-any.whl", "toys-1-py3-none-any.whl", "toy-1-7-py3-none-any.whl", "toy-1-cp311-none-any.whl", "toy-1+cpu-py3-none-any.whl"]
+    assert _identity("toy-1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl") == _identity(
+        "toy-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
+    )
+    different = [
+        "toy-1-py3-none-any.whl",
+        "toy-2-py3-none-any.whl",
+        "toys-1-py3-none-any.whl",
+        "toy-1-7-py3-none-any.whl",
+        "toy-1-cp311-none-any.whl",
+        "toy-1+cpu-py3-none-any.whl",
+    ]
     assert len({_identity(file) for file in different}) == len(different)
 
 
@@ -99,7 +118,9 @@ class Pip:
         return self.answer
 
 
-def test_a_download_is_by_hash_without_dependencies_and_without_an_index_of_kilns(toy_pins: Pins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_by_hash_without_dependencies_and_without_an_index_of_kilns(
+    toy_pins: Pins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pip = Pip(files=["Toy_App-2.0+cpu-py3-none-any.whl"])
     monkeypatch.setattr(kiln.wheels, "run", pip.run)
     paths = download(toy_pins, [TOY, SECOND], tmp_path / "new")
@@ -111,7 +132,9 @@ def test_a_download_is_by_hash_without_dependencies_and_without_an_index_of_kiln
     assert (tmp_path / "new" / "requirements.txt").read_text() == requirements_text([TOY, SECOND])
 
 
-def test_an_index_of_the_pins_is_added_to_the_users_own(toy_pins: Pins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_the_pins_is_added_to_the_users_own(
+    toy_pins: Pins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pip = Pip()
     monkeypatch.setattr(kiln.wheels, "run", pip.run)
     download(toy_pins, [TOY], tmp_path, "https://wheels.example.invalid/simple")
@@ -128,7 +151,10 @@ def same_python(toy_pins: Pins) -> Pins:
 def test_pips_report_becomes_exact_wheels(same_python: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
     item = {
         "metadata": {"name": "Toy.App", "version": "2.0+cpu", "requires_dist": ["second>=1 ; python_version > '3'"]},
-        "download_info": {"url": "https://mirror.example.invalid/toy_app-2.0%2Bcpu-py3-none-any.whl#sha256=x", "archive_info": {"hashes": {"sha256": RIGHT}}},
+        "download_info": {
+            "url": "https://mirror.example.invalid/toy_app-2.0%2Bcpu-py3-none-any.whl#sha256=x",
+            "archive_info": {"hashes": {"sha256": RIGHT}},
+        },
     }
     monkeypatch.setattr(kiln.wheels, "run", Pip(json.dumps({"install": [item]})).run)
     found = resolve(same_python, ["toy-app"])["toy-app"]
@@ -136,7 +162,9 @@ def test_pips_report_becomes_exact_wheels(same_python: Pins, monkeypatch: pytest
     assert [need.name for need in found.requires] == ["second"]
 
 
-def test_pins_that_contradict_each_other_are_told_in_pips_words(same_python: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pins_that_contradict_each_other_are_told_in_pips_words(
+    same_python: Pins, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "noise\nERROR: Cannot install toy-app==2.0 and second==1 because these package versions have conflicting dependencies.\n    toy-app 2.0 depends on second==2\n"
     monkeypatch.setattr(kiln.wheels, "run", Pip(text, code=1).run)
     with pytest.raises(ResolveError) as caught:
