@@ -6,8 +6,9 @@ same host:
     python ask_server.py --answers DIR/answers.json [--port N]
 
 It waits for ``/health``, then asks each prompt greedily three times: through
-``/v1/completions`` and ``/v1/chat/completions``, one at a time, and then all prompts at once,
-every other one through either API, so that the server has to batch them. It asks for token ids
+``/v1/completions`` and ``/v1/chat/completions`` (the first prompt alone, the others through both
+side by side), and then all prompts at once, every other one through either API, so that the
+server has to batch them. It asks for token ids
 and log probabilities too, so that two settings of a server can be compared token for token. It
 judges nothing but each answer's equality: whether a wrong answer matters is for the caller, who
 reads the JSON document on standard output::
@@ -40,6 +41,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -347,10 +349,13 @@ class Asker:
         return answer
 
     def ask_all(self) -> int:
-        """Ask everything, one by one and then at once; return the exit status."""
+        """Ask the first question alone, the others through both APIs side by side, then all at once; return the status."""
         apis = ("completions", "chat")
-        for prompt in self.quiz.prompts:
-            self.report.answers += [self.ask(api, api, prompt) for api in apis]
+        first, *others = self.quiz.prompts
+        self.report.answers += [self.ask(api, api, first) for api in apis]
+        with ThreadPoolExecutor(max_workers=len(apis)) as pool:
+            for prompt in others:
+                self.report.answers += pool.map(partial(self.ask, prompt=prompt), apis, apis)
         at_once = [
             (apis[place % 2], f"{apis[place % 2]}-batch", prompt)
             for place, prompt in enumerate(self.quiz.prompts)
