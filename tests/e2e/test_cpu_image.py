@@ -11,11 +11,13 @@ import pytest
 
 pytestmark = pytest.mark.engine
 REPOSITORY = Path(__file__).parents[2]
+# As a person's shell has it: under `make test`, make would take this make for a part of its own and print where it is.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
 
 
 def run(*words: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ
+        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False, env=ENVIRONMENT
     )
     assert "Traceback" not in done.stderr.split("its last lines")[0], done.stderr
     return done
