@@ -202,7 +202,7 @@ def build(context: Context, stack: str) -> None:
     Example: kiln build cpu
     """
     with context.working():
-        _, _, built = _build(context, stack)
+        _, _, built = _build(context, *context.locked(stack))
     context.result("\n".join(f"{one.reference}  {one.digest}" for one in built), [asdict(one) for one in built])
 
 
@@ -247,8 +247,8 @@ def image(context: Context, stack: str, model: str) -> None:
     from kiln.verify.required import required_checks
 
     with context.working():
-        engine, pairs, built = _build(context, stack)
         pins, found = context.locked(stack)
+        engine, pairs, built = _build(context, pins, found)
         reports = []
         for rendered, one in zip(pairs, built, strict=True):
             known = (
@@ -266,7 +266,7 @@ def image(context: Context, stack: str, model: str) -> None:
     _show_reports(context, reports)
 
 
-def _build(context: Context, stack: str) -> tuple[Engine, tuple[Rendered, ...], list[Built]]:
+def _build(context: Context, pins: Pins, found: Lock) -> tuple[Engine, tuple[Rendered, ...], list[Built]]:
     """The images of a stack, built where they are not, and the engine that holds them."""
     from kiln.build import build as run_build
     from kiln.build import known_build
@@ -275,7 +275,6 @@ def _build(context: Context, stack: str) -> tuple[Engine, tuple[Rendered, ...], 
     from kiln.host import ensure_mmdebstrap
     from kiln.render import render as run_render
 
-    pins, found = context.locked(stack)
     images = run_render(context.workspace, pins, found)
     engine = ensure_engine(context.workspace.state, context.console)
     built = []

@@ -225,13 +225,18 @@ def ensure_engine(state: Path, console: Console) -> Engine:
     return engine
 
 
+def image_document(engine: Engine, reference: str) -> dict[str, Any] | None:
+    """What the engine says of an image: configuration, platform, digest; None where it has no such image."""
+    return get_json(Path(engine.host.removeprefix("unix://")), f"/images/{reference}/json")
+
+
 def image_digest(engine: Engine, reference: str) -> str | None:
     """The manifest digest of an image in the engine, or None where it has no such image.
 
     With the containerd image store, an image's id is the digest of what the name points to: the manifest, for an image
     without attestations. The engine's descriptor says which it is.
     """
-    found = get_json(Path(engine.host.removeprefix("unix://")), f"/images/{reference}/json")
+    found = image_document(engine, reference)
     if not found or "Id" not in found:
         return None
     descriptor: dict[str, Any] = found.get("Descriptor") or {}

@@ -83,6 +83,10 @@ class HashMismatchError(KilnError):
     """A downloaded file is not the one that the lock names. It was not stored."""
 
     exit_code = 21
+    hint = (
+        "nothing was stored. If the index or mirror changed the file, find out why before you trust it; "
+        "if the lock was edited, restore it from version control or run `kiln lock` again"
+    )
 
 
 class StoreDamagedError(KilnError):

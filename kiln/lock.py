@@ -63,11 +63,6 @@ def make_lock(workspace: Workspace, pins: Pins, store: Store, console: Console) 
     return path, changes or ["written anew: the pins' checksum or the format changed, no input did"]
 
 
-def check_lock(workspace: Workspace, pins: Pins) -> Lock:
-    """The lock if it is current. Raises LockMissingError, LockInvalidError or LockStaleError, each with the command that mends it."""
-    return read_lock(workspace, pins)
-
-
 def resolve_debs(workspace: Workspace, pins: Pins) -> list[Deb]:
     """The Debian packages of the root file system, exactly."""
     apt = Apt(workspace.state / "apt" / pins.debian.suite, pins.debian.suite, pins.debian.architecture)

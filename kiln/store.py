@@ -67,7 +67,6 @@ class Store:
             raise HashMismatchError(
                 f"{label} is not the file that the lock names",
                 why=f"expected sha256 {sha256}, {size} bytes\ngot      sha256 {found}, {found_size} bytes\nfrom     {origin}",
-                fix="nothing was stored. If the index or mirror changed the file, find out why before you trust it; if the lock was edited, restore it from version control or run `kiln lock` again",
             )
         with disk_full_is_an_error(self.folder):
             return self._place(source, sha256)

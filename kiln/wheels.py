@@ -145,7 +145,6 @@ def _explain_download(done: Finished, wheels: Sequence[Wheel]) -> None:
         raise HashMismatchError(
             f"{culprit} is not the file that the lock names",
             why=f"expected sha256 {expected}\ngot      sha256 {got}\nfrom     {origin}",
-            fix="nothing was stored. If the index or mirror changed the file, find out why before you trust it; if the lock was edited, restore it from version control or run `kiln lock` again",
         )
     names = ", ".join(wheel.label for wheel in wheels)
     raise FetchError(

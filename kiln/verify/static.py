@@ -7,8 +7,7 @@ from collections import Counter
 from typing import Any
 
 from kiln.containers import container, wait
-from kiln.engine import image_digest
-from kiln.unixhttp import get_json
+from kiln.engine import image_digest, image_document
 from kiln.verify.checks import Check, Outcome, Subject, differing, errored, failed, passed
 
 LIST_SECONDS = 120
@@ -52,10 +51,7 @@ def digest(subject: Subject) -> Outcome:
 
 
 def _config(subject: Subject) -> dict[str, Any]:
-    socket = subject.engine.host.removeprefix("unix://")
-    from pathlib import Path
-
-    found = get_json(Path(socket), f"/images/{subject.built.reference}/json")
+    found = image_document(subject.engine, subject.built.reference)
     if not found:
         raise LookupError(f"the engine has no image {subject.built.reference}")
     return found

@@ -413,7 +413,7 @@ def described(subject: Subject) -> dict[str, Any]:
 
 
 def test_a_configuration_as_described_passes(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kiln.verify.static, "get_json", lambda *_: described(subject))
+    monkeypatch.setattr(kiln.verify.static, "image_document", lambda *_: described(subject))
     assert static.config(subject).status == "pass"
     assert static.labels(subject).status == "pass"
 
@@ -433,7 +433,7 @@ def test_any_other_configuration_fails(
 ) -> None:
     found = described(subject)
     found["Config"][key] = value
-    monkeypatch.setattr(kiln.verify.static, "get_json", lambda *_: found)
+    monkeypatch.setattr(kiln.verify.static, "image_document", lambda *_: found)
     outcome = static.config(subject)
     assert outcome.status == "fail"
     assert outcome.summary.startswith(f"{word}: expected")
@@ -442,7 +442,7 @@ def test_any_other_configuration_fails(
 def test_another_label_fails(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     found = described(subject)
     found["Config"]["Labels"]["io.kiln.lock.sha256"] = "0" * 64
-    monkeypatch.setattr(kiln.verify.static, "get_json", lambda *_: found)
+    monkeypatch.setattr(kiln.verify.static, "image_document", lambda *_: found)
     assert static.labels(subject).status == "fail"
 
 
@@ -455,7 +455,7 @@ def test_the_engine_must_hold_the_very_digest(
 
 
 def test_an_image_that_is_not_there_is_an_error_and_no_pass(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kiln.verify.static, "get_json", lambda *_: None)
+    monkeypatch.setattr(kiln.verify.static, "image_document", lambda *_: None)
     (result,) = run_checks([Check("image.config", "static", "", lambda: static.config(subject))], Console(quiet=True))
     assert result.outcome.status == "error"
     assert failed("x").status == "fail"
