@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kiln.errors import FetchError, HostError, ResolveError
@@ -24,30 +24,39 @@ _APT_ENV = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
 
 def debian_codename() -> str | None:
     """The code name of the Debian release this machine runs, or None on any other system."""
+    return codename_of("debian")
+
+
+def codename_of(distribution: str) -> str | None:
+    """The code name of the release of ``distribution`` (debian, ubuntu) that this machine runs, or None where it runs another."""
     try:
         release = platform.freedesktop_os_release()
     except OSError:
         return None
-    return release.get("VERSION_CODENAME") if release.get("ID") == "debian" else None
+    return release.get("VERSION_CODENAME") if release.get("ID") == distribution else None
 
 
-def sources_for(suite: str) -> str:
+def sources_for(suite: str, distribution: str = "debian", named: Mapping[str, str] | None = None) -> str:
     """The machine's own apt sources with every suite turned to ``suite``, as deb822 and one-line files joined by name.
 
-    ``KILN_APT_SOURCES`` names a sources file to use as it is instead. Raises HostError on a machine whose apt sources are
-    not Debian's.
+    A sources file that kiln.toml names for the suite (``named``: suite to path) or ``KILN_APT_SOURCES`` names for Debian is used as it is
+    instead. Raises HostError on a machine whose apt sources are not the distribution's.
     """
-    given = os.environ.get("KILN_APT_SOURCES")
+    given = (named or {}).get(suite) or (os.environ.get("KILN_APT_SOURCES") if distribution == "debian" else "")
     if given:
         if not Path(given).is_file():
-            raise HostError(f"there is no apt sources file {given}", fix="correct KILN_APT_SOURCES, or unset it")
+            raise HostError(
+                f"there is no apt sources file {given}", fix="correct KILN_APT_SOURCES or [apt-sources] in kiln.toml"
+            )
         return Path(given).read_text(encoding="utf-8")
-    codename = debian_codename()
+    codename = codename_of(distribution)
     if codename is None or shutil.which("apt-get") is None:
+        way = f"name a deb822 sources file for it in kiln.toml: [apt-sources] {suite} = '/path/to/{distribution}.sources'"
         raise HostError(
-            "this machine's apt sources are not Debian's",
-            why=f"kiln gets Debian's packages ({suite}) through apt, and derives the sources from the machine's own.",
-            fix="run on Debian, or install apt and name a deb822 sources file for the release with KILN_APT_SOURCES=/path/to/debian.sources",
+            f"this machine's apt sources are not {distribution.title()}'s",
+            why=f"kiln gets {distribution.title()}'s packages ({suite}) through apt, and derives the sources from the machine's own.",
+            fix=f"run on {distribution.title()}, or install apt and {way}"
+            + ("; or in KILN_APT_SOURCES" if distribution == "debian" else ""),
         )
     found: list[str] = []
     for path in sorted(Path("/etc/apt").glob("sources.list.d/*.sources")):
@@ -113,16 +122,27 @@ class Apt:
     """The machine's apt with its own sources, lists and an empty package status, all under ``folder``."""
 
     def __init__(
-        self, folder: Path, suite: str, architecture: str, *, base_suite: str = "", real_status: bool = False
+        self,
+        folder: Path,
+        suite: str,
+        architecture: str,
+        *,
+        base_suite: str = "",
+        real_status: bool = False,
+        status: bytes | None = None,
+        sources: str = "",
     ) -> None:
-        """``base_suite`` is a second suite to take dependencies from; ``real_status`` is for installing on this machine."""
+        """``base_suite`` is a second suite to take dependencies from; ``real_status`` is for installing on this machine; ``status`` is what
+        another system (a base image) has installed, as its dpkg says; ``sources`` are used in place of the machine's."""
         self.folder = folder
         self.suite = suite
+        self._sources = sources
+        self._on_a_base = status is not None
         self.base_suite = base_suite
         for needed in ("lists/partial", "cache/archives/partial", "sources.d", "preferences.d"):
             (folder / needed).mkdir(parents=True, exist_ok=True)
         if not real_status:
-            (folder / "status").touch()
+            (folder / "status").write_bytes(status or b"")
         self._options = {
             "Dir::Etc::sourcelist": "/dev/null",
             "Dir::Etc::sourceparts": str(folder / "sources.d"),
@@ -148,7 +168,7 @@ class Apt:
 
         Raises FetchError with apt's own words.
         """
-        write_whole(self.folder / "sources.d" / "kiln.sources", sources_for(self.suite))
+        write_whole(self.folder / "sources.d" / "kiln.sources", self._sources or sources_for(self.suite))
         if self.base_suite:
             write_whole(self.folder / "sources.d" / "base.sources", sources_for(self.base_suite))
         options = ["-oAcquire::Check-Valid-Until=false", "-oAcquire::Check-Date=false"] if frozen else []
@@ -161,25 +181,27 @@ class Apt:
             )
 
     def resolve(self, packages: Sequence[str]) -> list[Deb]:
-        """The essential packages, ``packages`` and all they depend on, exactly. Raises ResolveError with apt's own words.
+        """The essential packages (unless there is a base that has them), ``packages`` and all they depend on, exactly.
 
-        apt itself is left out: nothing in an image asks for it, and it would drag in keys, gnutls and perl.
+        apt itself is left out: nothing in an image asks for it, and it would drag in keys, gnutls and perl. Raises ResolveError with
+        apt's own words.
         """
-        done = self._call("apt-get", "install", "--simulate", "-q", "?essential?not(?exact-name(apt))", *packages)
+        essential = [] if self._on_a_base else ["?essential?not(?exact-name(apt))"]
+        done = self._call("apt-get", "install", "--simulate", "-q", *essential, *packages)
         if done.code != 0:
             raise ResolveError(
                 f"apt cannot install the pinned packages of {self.suite}",
                 why=_apt_errors(done),
-                fix="correct [debian] packages in the pins",
+                fix="correct the packages in the pins",
             )
-        chosen = re.findall(r"^Inst (\S+) \((\S+) .*\[(\S+)\]\)", done.output, re.MULTILINE)
+        chosen = re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) .*\[(\S+)\]\)", done.output, re.MULTILINE)
         shown = self._call(
             "apt-cache", "show", "--no-all-versions", *(f"{name}={version}" for name, version, _ in chosen)
         )
         debs = [_deb(stanza) for stanza in shown.output.split("\n\n") if stanza.startswith("Package:")]
         by_name = {(deb.name, deb.version): deb for deb in debs}
         missing = [f"{name} {version}" for name, version, _ in chosen if (name, version) not in by_name]
-        if missing or not chosen:
+        if missing or (not chosen and not self._on_a_base):
             raise ResolveError("apt chose packages that it does not describe", why="\n".join(missing) or done.tail())
         return [by_name[name, version] for name, version, _ in chosen]
 

@@ -11,20 +11,23 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kiln.console import Console, megabytes
 from kiln.engine import Engine, image_digest
-from kiln.errors import BuildError, EngineError
-from kiln.lockfile import Lock
+from kiln.errors import BuildError, EngineError, SourceError
+from kiln.fetch import source_key
+from kiln.lockfile import Git, Lock
 from kiln.pins import Pins
-from kiln.plan import Context
+from kiln.plan import ROOTFS, Context
 from kiln.process import end_group, raise_if_disk_full, run
-from kiln.render import Rendered, write_rendered
+from kiln.render import LABEL, Rendered, write_rendered
 from kiln.rootfs import make_rootfs, place_file
 from kiln.store import BLOB_TIME, Store, disk_full_is_an_error, write_whole
 from kiln.wheels import requirements_text
@@ -47,8 +50,10 @@ class Built:
 
 
 def reference_of(rendered: Rendered) -> str:
-    """The name of the image in the engine: its tag is its build key, so one name never means two images."""
-    return f"kiln/{rendered.image.name}:{rendered.key[:16]}"
+    """The name of the image in the engine: its tag is its build key, so one name never means two images. What was built of stand-ins is
+    called so."""
+    rehearsed = "rehearsal-" if f"{LABEL}.rehearsal" in dict(rendered.labels) else ""
+    return f"kiln/{rehearsed}{rendered.image.name}:{rendered.key[:16]}"
 
 
 def _record_file(workspace: Workspace, rendered: Rendered) -> Path:
@@ -65,22 +70,31 @@ def known_build(workspace: Workspace, rendered: Rendered, engine: Engine) -> Bui
 
 
 def build(
-    workspace: Workspace, pins: Pins, lock: Lock, rendered: Rendered, store: Store, engine: Engine, console: Console
+    workspace: Workspace,
+    pins: Pins,
+    lock: Lock,
+    rendered: Rendered,
+    store: Store,
+    engine: Engine,
+    console: Console,
+    more_files: Sequence[str] = (),
 ) -> Built:
-    """Build one image and load it into the engine.
+    """Build one image and load it into the engine; ``more_files`` are bake files laid over the rendered ones (relative to the state folder).
 
     Raises StoreDamagedError where an input is not what the lock says, BuildError with the failing step's last lines and
     where the whole log lies, DiskFullError, EngineError where the engine holds another digest than BuildKit reported.
     """
     began = time.monotonic()
     name = rendered.image.name
-    rootfs = make_rootfs(workspace, pins, lock, store, console)
+    lock.require_resolved()
+    # A stack on a base image makes no root file system of its own.
+    rootfs = "" if pins.base else make_rootfs(workspace, pins, lock, store, console)
     for context in rendered.contexts:
         lay_out(workspace, context, store, rootfs)
     write_rendered((rendered,), workspace.state / "renders")
     (workspace.state / "images").mkdir(parents=True, exist_ok=True)
     archive = workspace.state / "images" / f"{name}.tar"
-    metadata = _bake(workspace, rendered, engine, console)
+    metadata = _bake(workspace, rendered, engine, console, more_files)
     digest = str(metadata[name]["containerimage.digest"])
     reference = reference_of(rendered)
     console.step(f"loading {name} into the engine ({megabytes(archive.stat().st_size)})")
@@ -97,9 +111,9 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
     links to are compared with their names all the same, for a disk may have changed them since.
     """
     folder = workspace.state / context.folder
-    blobs = [(store.check(wheel.sha256, wheel.label), wheel.file) for wheel in context.wheels]
-    if not context.wheels and not context.sources:
-        blobs = [(store.check(rootfs, "the root file system"), "rootfs.tar")]
+    if context.target:
+        return folder
+    blobs = _blobs(context, store, rootfs)
     if folder.is_dir() and all(_same_file(path, folder / name) for path, name in blobs):
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -110,6 +124,12 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
             place_file(path, made / name)
         if context.wheels:
             (made / "requirements.txt").write_text(requirements_text(context.wheels), encoding="utf-8")
+        for name, text in context.files:
+            (made / name).write_text(text, encoding="utf-8")
+        for script in context.scripts:
+            shutil.copyfile(workspace.root / script, made / Path(script).name)
+        if context.git:
+            _unpack(context.git, made, store)
         for source in context.sources:
             shutil.copytree(
                 workspace.root / source,
@@ -125,6 +145,25 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
     return folder
 
 
+def _blobs(context: Context, store: Store, rootfs: str) -> list[tuple[Path, str]]:
+    """The store's files that go into a context, each compared with its name just now, and what they are called there."""
+    blobs = [(store.check(item.sha256, item.label), item.file) for item in (*context.wheels, *context.debs)]
+    blobs += [(store.check(archive.sha256, archive.label), archive.name) for archive in context.archives]
+    if context.name == ROOTFS:
+        blobs.append((store.check(rootfs, "the root file system"), "rootfs.tar"))
+    return blobs
+
+
+def _unpack(git: Git, folder: Path, store: Store) -> None:
+    """A source's files out of its tar in the store. Raises SourceError where it was never fetched."""
+    sha256 = store.made(source_key(git))
+    if sha256 is None:
+        raise SourceError(f"the source of {git.label} was not fetched", fix="fetch it first: kiln fetch STACK")
+    with tarfile.open(store.check(sha256, git.label)) as tar:
+        # Sources hold what they hold (links out of the tree among it); nothing of it is followed here, and the builder sees the folder alone.
+        tar.extractall(folder, filter="tar")
+
+
 def _same_file(blob: Path, placed: Path) -> bool:
     try:
         return blob.samefile(placed) or (
@@ -134,9 +173,10 @@ def _same_file(blob: Path, placed: Path) -> bool:
         return False
 
 
-def bake_argv(rendered: Rendered) -> list[str]:
-    """The command that builds an image; run in the state folder."""
+def bake_argv(rendered: Rendered, more_files: Sequence[str] = ()) -> list[str]:
+    """The command that builds an image; run in the state folder. ``more_files`` are bake files that are laid over the rendered ones."""
     name = rendered.image.name
+    files = [f"renders/{one}/docker-bake.json" for one in (*rendered.parents, name)]
     return [
         "docker",
         "buildx",
@@ -144,12 +184,14 @@ def bake_argv(rendered: Rendered) -> list[str]:
         "--builder=default",
         "--progress=plain",
         f"--metadata-file=images/{name}.metadata.json",
-        f"--file=renders/{name}/docker-bake.json",
+        *(f"--file={file}" for file in (*files, *more_files)),
         name,
     ]
 
 
-def _bake(workspace: Workspace, rendered: Rendered, engine: Engine, console: Console) -> dict[str, Any]:
+def _bake(
+    workspace: Workspace, rendered: Rendered, engine: Engine, console: Console, more_files: Sequence[str]
+) -> dict[str, Any]:
     name = rendered.image.name
     log = workspace.state / "logs" / f"build-{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +202,7 @@ def _bake(workspace: Workspace, rendered: Rendered, engine: Engine, console: Con
     watcher = BuildWatcher(console)
     with log.open("w", encoding="utf-8") as stream, disk_full_is_an_error(workspace.state):
         process = subprocess.Popen(
-            bake_argv(rendered),
+            bake_argv(rendered, more_files),
             cwd=workspace.state,
             env={**os.environ, **engine.environment, "NO_COLOR": "1"},
             stdin=subprocess.DEVNULL,

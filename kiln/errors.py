@@ -73,6 +73,37 @@ class ResolveError(KilnError):
     exit_code = 14
 
 
+class UpstreamError(KilnError):
+    """An upstream (a git host, an image registry) could not be asked, so what depends on its answer stays unknown."""
+
+    exit_code = 15
+    hint = "name a mirror in kiln.toml ([mirrors]) or in KILN_MIRRORS, see docs/mirrors.md; or try again where the network reaches it"
+
+
+class RefNotFoundError(KilnError):
+    """A pinned or asked for ref (tag, branch, commit) does not exist in its repository or registry."""
+
+    exit_code = 16
+
+
+class MovedRefError(KilnError):
+    """A tag points elsewhere than it did when it was locked. Nothing was changed."""
+
+    exit_code = 17
+
+
+class UnresolvedError(KilnError):
+    """The lock has entries that could not be resolved yet, and nothing is built from a guess."""
+
+    exit_code = 18
+
+
+class AdvisoryError(KilnError):
+    """The pins are a combination that is known to be bad."""
+
+    exit_code = 19
+
+
 class FetchError(KilnError):
     """A locked input could not be downloaded: nobody offers it, or nobody answers."""
 
@@ -102,6 +133,12 @@ class DiskFullError(KilnError):
     hint = "free some room (`df -h`), or put Kiln's files elsewhere with KILN_STATE=/path; then run the same command again: it goes on where it stopped"
 
 
+class SourceError(KilnError):
+    """A locked source cannot be made whole: a commit or a submodule commit that no repository has, or another tree than the lock names."""
+
+    exit_code = 24
+
+
 class RenderError(KilnError):
     """A template uses something that is not there, or something pinned is used nowhere."""
 
@@ -112,6 +149,12 @@ class RenderStaleError(KilnError):
     """The committed Dockerfiles are not what the pins, the lock and the templates render to."""
 
     exit_code = 31
+
+
+class MutableInputError(KilnError):
+    """A stack has an input that can change without its pins or its lock changing."""
+
+    exit_code = 32
 
 
 class HostError(KilnError):

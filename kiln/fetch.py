@@ -7,18 +7,24 @@ interrupted fetch goes on where it stopped. The registries' own clients (pip, ap
 from __future__ import annotations
 
 import os
+import re
+import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from kiln.apt import Apt
-from kiln.canonical import sha256_file
+import requests
+
+from kiln.apt import Apt, sources_for
+from kiln.canonical import digest_of, sha256_file
+from kiln.config import Config
 from kiln.console import Console, Meter, megabytes
-from kiln.errors import FetchError, HashMismatchError, KilnError
-from kiln.lockfile import Deb, Lock, Wheel
+from kiln.errors import FetchError, HashMismatchError, KilnError, UpstreamError
+from kiln.git import GitCache
+from kiln.lockfile import Archive, Deb, Git, Lock, Wheel
 from kiln.pins import Pins
-from kiln.store import Store, disk_full_is_an_error
+from kiln.store import BLOB_TIME, Store, disk_full_is_an_error
 from kiln.wheels import download
 
 # One pip costs about half a second to start; a group this large makes that cheap, and losing one costs little.
@@ -38,7 +44,12 @@ class Fetched:
     size: int
 
 
-def fetch(pins: Pins, lock: Lock, store: Store, apt_folder: Path, console: Console) -> Fetched:
+NOTHING_SET = Config((), ())
+
+
+def fetch(
+    pins: Pins, lock: Lock, store: Store, apt_folder: Path, console: Console, config: Config = NOTHING_SET
+) -> Fetched:
     """Bring every input of the lock into the store. Where nothing is missing, nothing is asked of the network.
 
     Wheels whose size is 0 are being locked just now: they are taken at the size they have (see ``sizes``).
@@ -59,7 +70,10 @@ def fetch(pins: Pins, lock: Lock, store: Store, apt_folder: Path, console: Conso
         jobs: list[Future[None]] = []
         debs = [entry for entry in missing if isinstance(entry, Deb)]
         if debs:
-            jobs.append(pool.submit(_fetch_debs, pins, debs, store, apt_folder, scratch / "debs", meter))
+            jobs.append(pool.submit(_fetch_debs, pins, debs, store, apt_folder, scratch / "debs", meter, config))
+        for archive in missing:
+            if isinstance(archive, Archive):
+                jobs.append(pool.submit(_fetch_archive, config, archive, store, scratch, meter))
         wheels = [entry for entry in missing if isinstance(entry, Wheel)]
         for number, group in enumerate(_groups(wheels)):
             jobs.append(pool.submit(_fetch_wheels, pins, group, store, scratch / str(number), meter))
@@ -88,7 +102,7 @@ def sizes(store: Store, wheels: Sequence[Wheel]) -> dict[str, int]:
     return {wheel.sha256: store.path(wheel.sha256).stat().st_size for wheel in wheels}
 
 
-def _stored(store: Store, entry: Deb | Wheel) -> bool:
+def _stored(store: Store, entry: Deb | Wheel | Archive) -> bool:
     return store.has(entry.sha256, entry.size) if entry.size else store.path(entry.sha256).is_file()
 
 
@@ -138,8 +152,12 @@ def _fetch_wheels(pins: Pins, wheels: list[Wheel], store: Store, folder: Path, m
         meter.add(1, size)
 
 
-def _fetch_debs(pins: Pins, debs: list[Deb], store: Store, apt_folder: Path, folder: Path, meter: Meter) -> None:
-    apt = Apt(apt_folder / pins.debian.suite, pins.debian.suite, pins.debian.architecture)
+def _fetch_debs(
+    pins: Pins, debs: list[Deb], store: Store, apt_folder: Path, folder: Path, meter: Meter, config: Config
+) -> None:
+    wanted_from = pins.packages
+    sources = sources_for(wanted_from.suite, wanted_from.distribution, dict(config.apt_sources))
+    apt = Apt(apt_folder / wanted_from.suite, wanted_from.suite, wanted_from.architecture, sources=sources)
     apt.update(frozen=True)
     wanted = {deb.sha256: deb for deb in debs}
     for path in apt.download(debs, folder):
@@ -159,3 +177,76 @@ def _same_package(path: Path, wanted: dict[str, Deb]) -> Deb | None:
         (deb for deb in wanted.values() if (deb.name, deb.version, deb.architecture) == (name, version, architecture)),
         None,
     )
+
+
+def download_archive(config: Config, url: str, path: Path) -> None:
+    """Download one file, from a mirror where one is set. Raises UpstreamError where nobody answers with it."""
+    place = config.mirrored(url)
+    if "://" not in place:
+        if not Path(place).is_file():
+            raise UpstreamError(f"the mirror has no {url}", why=f"{place} is no file")
+        path.write_bytes(Path(place).read_bytes())
+        return
+    try:
+        with requests.get(place, stream=True, timeout=(10, 120)) as answer:
+            answer.raise_for_status()
+            with path.open("wb") as stream:
+                for block in answer.iter_content(1 << 20):
+                    stream.write(block)
+    except requests.RequestException as error:
+        raise UpstreamError(f"{place} could not be downloaded", why=short_reason(error)) from error
+
+
+def _fetch_archive(config: Config, archive: Archive, store: Store, folder: Path, meter: Meter) -> None:
+    path = folder / f"{archive.component}-{archive.name}"
+    try:
+        download_archive(config, archive.url, path)
+    except UpstreamError as error:
+        raise FetchError(error.what, why=error.why, fix=error.hint) from error
+    store.add(path, sha256=archive.sha256, size=archive.size, label=archive.label, origin=config.mirrored(archive.url))
+    meter.add(1, archive.size)
+
+
+def source_key(git: Git) -> str:
+    """Under which key the store remembers the tar of a source."""
+    return digest_of(["source", 1, git.digest])
+
+
+def fetch_sources(lock: Lock, store: Store, cache: GitCache, console: Console) -> int:
+    """Bring every source of the lock into the store, each as a tar whose bytes depend on its files alone; returns how many were missing.
+
+    Raises UpstreamError where a repository does not answer, SourceError where it has not what the lock names.
+    """
+    missing = [git for git in lock.gits if store.made(source_key(git)) is None]
+    for number, git in enumerate(missing, 1):
+        console.step(f"fetching source {number} of {len(missing)}: {git.label}, {len(git.submodules)} submodules")
+        with store.scratch() as scratch, disk_full_is_an_error(store.folder):
+            cache.export(git.source, scratch / "source", git.left_out)
+            pack(scratch / "source", scratch / "source.tar")
+            store.remember(source_key(git), store.add_made(scratch / "source.tar"))
+    return len(missing)
+
+
+def pack(folder: Path, target: Path) -> None:
+    """A tar of ``folder``: names in order, one time, no owner, modes 0644 and 0755, so that equal trees give equal bytes."""
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(folder.rglob("*"), key=lambda path: os.fsencode(path.relative_to(folder))):
+            entry = tar.gettarinfo(path, arcname=str(path.relative_to(folder)))
+            entry.uid = entry.gid = 0
+            entry.uname = entry.gname = ""
+            entry.mtime = BLOB_TIME
+            entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
+            # A hard link would name another file's place; a copy says the same.
+            if path.is_file() and not path.is_symlink():
+                entry.type, entry.linkname = tarfile.REGTYPE, ""
+                with path.open("rb") as stream:
+                    tar.addfile(entry, stream)
+            else:
+                tar.addfile(entry)
+
+
+def short_reason(error: Exception) -> str:
+    """What went wrong with a request, without the wrapping of the library."""
+    text = str(error.args[0] if error.args else error)
+    found = re.search(r"(Failed to resolve '[^']+'|Connection refused|timed out|certificate verify failed[^)]*)", text)
+    return found[1] if found else text[:200]

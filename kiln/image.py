@@ -24,8 +24,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Image:
-    """One image as a person described it. ``serve`` are the arguments that the smoke test adds to the entry point;
-    ``memory`` is the server's limit in bytes, and the seconds bound its start and all its answers together."""
+    """One image as a person described it. ``parent`` is the image that it stands on, where it stands on another of the stack's.
+
+    ``serve`` are the arguments that the smoke test adds to the entry point; ``memory`` is the server's limit in bytes, and the seconds bound
+    its start and all its answers together. ``needs`` says what of the machine serving takes (``gpu``, or nothing)."""
 
     name: str
     about: str
@@ -41,6 +43,9 @@ class Image:
     answer_seconds: int
     settings: tuple[Setting, ...]
     sha256: str
+    command: tuple[str, ...] = ()
+    parent: str = ""
+    needs: str = ""
 
 
 def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
@@ -51,7 +56,7 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
     top = read_table(path, shown, problems)
     image, runtime, verify = top.table("image"), top.table("runtime"), top.table("verify")
     settings = []
-    group = verify.table("settings")
+    group = verify.table("settings", required=False)
     for setting_name in group.names():
         table = group.table(setting_name)
         settings.append(
@@ -63,17 +68,25 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         about=image.text("about"),
         template=image.text("template"),
         components=image.texts("components"),
-        entrypoint=runtime.texts("entrypoint"),
+        entrypoint=runtime.texts("entrypoint", ()),
         user=runtime.text("user"),
         workdir=runtime.text("workdir"),
         env=tuple(runtime.strings("env").items()),
-        serve=verify.texts("serve"),
-        memory=verify.number("memory-gib") << 30,
-        start_seconds=verify.number("start-seconds"),
-        answer_seconds=verify.number("answer-seconds"),
+        # An image that serves nothing has no server to bound.
+        serve=verify.texts("serve", None if settings else ()),
+        memory=verify.number("memory-gib", None if settings else 1) << 30,
+        start_seconds=verify.number("start-seconds", None if settings else 1),
+        answer_seconds=verify.number("answer-seconds", None if settings else 1),
         settings=tuple(settings),
         sha256=digest_of(tomllib.loads(path.read_text(encoding="utf-8"))),
+        command=runtime.texts("command", ()),
+        parent=image.text("parent", ""),
+        needs=verify.text("needs", "", check=lambda text: None if text == "gpu" else "only gpu is known"),
     )
+    if bool(described.entrypoint) != bool(settings) or bool(described.entrypoint) == bool(described.command):
+        problems.add("runtime", "give an entrypoint (and [verify.settings] to serve with), or a command where nothing is served")
+    if described.parent and described.parent not in pins.images[: pins.images.index(name)]:
+        problems.add("image.parent", f"{described.parent!r} is no image before this one in the stack {pins.stack!r}")
     if image.text("target") != pins.target:
         problems.add("image.target", f"is not the target of the stack, {pins.target!r}")
     if described.name != name:
@@ -90,14 +103,21 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
 def read_images(workspace: Workspace, pins: Pins) -> tuple[Image, ...]:
     """All images of a stack. Raises PinsError also where the stack pins a component that no image holds."""
     images = tuple(read_image(workspace, pins, name) for name in pins.images)
-    unused = [
-        component.name
-        for component in pins.components
-        if not any(component.name in image.components for image in images)
-    ]
+    used = {name for image in images for name in image.components} | {name for item in pins.components for name in item.on}
+    unused = [component.name for component in pins.components if component.name not in used]
     if unused:
         raise PinsError(
             f"pins/{pins.stack}.toml pins {', '.join(unused)}, and no image of the stack holds it",
+            why="Nothing is built on it either.",
             fix="name it in an image's components, or remove the pin",
         )
     return images
+
+
+def chain(images: tuple[Image, ...], name: str) -> tuple[Image, ...]:
+    """The image called ``name`` and those it stands on, the lowest first."""
+    by_name = {image.name: image for image in images}
+    found = [by_name[name]]
+    while found[0].parent:
+        found.insert(0, by_name[found[0].parent])
+    return tuple(found)

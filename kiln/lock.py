@@ -6,7 +6,7 @@ disagreement is an error. What was downloaded goes into the content store, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from packaging.utils import canonicalize_name
 
 from kiln.apt import Apt
 from kiln.console import Console
-from kiln.errors import LockInvalidError, LockMissingError, LockStaleError, ResolveError
+from kiln.errors import LockInvalidError, ResolveError
 from kiln.fetch import fetch, sizes
-from kiln.lockfile import TOOLS, Deb, Lock, Wheel, dump_lock, parse_lock, read_lock
+from kiln.lockfile import TOOLS, Deb, Lock, Wheel, dump_lock, lock_path, parse_lock
+from kiln.lockrocm import Upstreams, lock_rocm
 from kiln.pins import ComponentPins, Pins
 from kiln.store import Store, write_whole
 from kiln.wheels import Resolved, resolve
@@ -33,12 +34,39 @@ _MARKERS = {
 }
 
 
-def make_lock(workspace: Workspace, pins: Pins, store: Store, console: Console) -> tuple[Path, list[str]]:
+def make_lock(
+    workspace: Workspace,
+    pins: Pins,
+    store: Store,
+    console: Console,
+    upstreams: Upstreams | None = None,
+    *,
+    moved_is_fine: Collection[str] = (),
+    upgrade: bool = False,
+) -> tuple[Path, list[str]]:
     """Resolve the pins, write the lock and return its path and what changed in it (empty: it was current to the byte).
 
-    Raises ResolveError, FetchError, HashMismatchError, DiskFullError.
+    ``upstreams``, ``moved_is_fine`` and ``upgrade`` are for a ROCm stack (see ``kiln.lockrocm``). Raises ResolveError, FetchError,
+    HashMismatchError, DiskFullError.
     """
-    console.step(f"resolving {len(pins.debian.packages)} Debian packages of {pins.debian.suite} and what they need")
+    old = _old_lock(workspace, pins)
+    if upstreams:
+        new = lock_rocm(
+            workspace, pins, old, upstreams, store, console, moved_is_fine=moved_is_fine, upgrade=upgrade
+        )
+    else:
+        new = _lock_cpu(workspace, pins, old, store, console)
+    text = dump_lock(new)
+    path = lock_path(workspace, pins)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return path, []
+    changes = _changes(old, new)
+    write_whole(path, text)
+    return path, changes or ["written anew: the pins' checksum or the format changed, no input did"]
+
+
+def _lock_cpu(workspace: Workspace, pins: Pins, old: Lock | None, store: Store, console: Console) -> Lock:
+    console.step(f"resolving {len(pins.packages.packages)} Debian packages of {pins.packages.suite} and what they need")
     debs = resolve_debs(workspace, pins)
     console.note(f"{len(debs)} packages")
     console.step(
@@ -47,27 +75,19 @@ def make_lock(workspace: Workspace, pins: Pins, store: Store, console: Console) 
     )
     resolved = resolve_components(pins)
     console.note(f"{sum(map(len, resolved.values()))} wheels")
-    old = _old_lock(workspace, pins)
     known = {wheel.sha256: wheel.size for wheel in (old.wheels if old else ())}
     wheels = tuple(_wheel(pins, component, item, known) for component, items in resolved.items() for item in items)
     unmeasured = Lock(pins.stack, pins.sha256, tuple(debs), wheels)
     fetch(pins, unmeasured, store, workspace.state / "apt", console)
     measured = sizes(store, wheels)
-    new = replace(unmeasured, wheels=tuple(replace(wheel, size=measured[wheel.sha256]) for wheel in wheels))
-    text = dump_lock(new)
-    path = workspace.lock_file(pins.stack)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return path, []
-    changes = _changes(old, new)
-    write_whole(path, text)
-    return path, changes or ["written anew: the pins' checksum or the format changed, no input did"]
+    return replace(unmeasured, wheels=tuple(replace(wheel, size=measured[wheel.sha256]) for wheel in wheels))
 
 
 def resolve_debs(workspace: Workspace, pins: Pins) -> list[Deb]:
     """The Debian packages of the root file system, exactly."""
-    apt = Apt(workspace.state / "apt" / pins.debian.suite, pins.debian.suite, pins.debian.architecture)
+    apt = Apt(workspace.state / "apt" / pins.packages.suite, pins.packages.suite, pins.packages.architecture)
     apt.update()
-    return apt.resolve(pins.debian.packages)
+    return apt.resolve(pins.packages.packages)
 
 
 def resolve_components(pins: Pins) -> dict[str, list[Resolved]]:
@@ -184,27 +204,34 @@ def _wheel(pins: Pins, component: str, item: Resolved, known_sizes: Mapping[str,
 
 
 def _old_lock(workspace: Workspace, pins: Pins) -> Lock | None:
-    try:
-        return read_lock(workspace, pins)
-    except LockStaleError:
-        return parse_lock(workspace.lock_file(pins.stack).read_text(encoding="utf-8"), "")
-    except (LockMissingError, LockInvalidError):
-        return None
+    """What was locked before: for these very pins, for an earlier state of them, or (with overrides) without the overrides."""
+    for path in (lock_path(workspace, pins), workspace.lock_file(pins.stack)):
+        try:
+            return parse_lock(path.read_text(encoding="utf-8"), "")
+        except (OSError, UnicodeDecodeError, LockInvalidError):
+            continue
+    return None
 
 
 def _changes(old: Lock | None, new: Lock) -> list[str]:
     """What differs between two locks, a line each, sorted: the body of a commit message."""
-    before = {(type(entry).__name__, entry.name): entry for entry in (old.entries() if old else ())}
-    after = {(type(entry).__name__, entry.name): entry for entry in new.entries()}
+    before, after = _facts(old) if old else {}, _facts(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
-        if was == now:
-            continue
-        if was is None or now is None:
-            entry = now or was
-            assert entry is not None
-            lines.append(f"{'+' if now else '-'} {key[1]} {entry.version} {entry.sha256[:12]}")
-        else:
-            lines.append(f"~ {key[1]} {was.version} {was.sha256[:12]} -> {now.version} {now.sha256[:12]}")
+        if was != now:
+            sign = "~" if was and now else "+" if now else "-"
+            lines.append(f"{sign} {key[1]} " + " -> ".join(text for text in (was, now) if text))
     return lines
+
+
+def _facts(lock: Lock) -> dict[tuple[str, str], str]:
+    """What a lock says of every input, in a line each; the key is its kind and its name."""
+    facts = {("Deb", deb.name): f"{deb.version} {deb.sha256[:12]}" for deb in lock.debs}
+    facts |= {("Wheel", wheel.name): f"{wheel.version} {wheel.sha256[:12]}" for wheel in lock.wheels}
+    facts |= {("Archive", f"{one.component} {one.name}"): f"{one.url} {one.sha256[:12]}" for one in lock.archives}
+    facts |= {("Image", image.name): f"{image.tag} {image.digest}" for image in lock.images}
+    for git in lock.gits:
+        facts["Git", git.component] = f"{git.ref} {git.commit}"
+        facts |= {("Git", f"{git.component} {sub.path}"): sub.commit for sub in git.submodules}
+    return facts | {("Open", f"{one.name} {one.ref}"): f"unresolved: {one.reason}" for one in lock.unresolved}

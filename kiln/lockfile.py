@@ -10,19 +10,23 @@ import re
 import tomllib
 from dataclasses import asdict, astuple, dataclass, fields
 from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tomli_w
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from kiln.canonical import digest_of
-from kiln.errors import LockInvalidError, LockMissingError, LockStaleError
+from kiln.errors import LockInvalidError, LockMissingError, LockStaleError, UnresolvedError
+from kiln.git import GitSource, Submodule
 from kiln.pins import Pins
 from kiln.workspace import Workspace
 
 SCHEMA = 1
 TOOLS = "tools"
+_KEYS = {"schema", "stack", "pins-sha256", "roots", "unresolved", "image", "git", "archive", "deb", "wheel"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~!:-]*")
 
 
@@ -69,28 +73,141 @@ class Wheel:
         return self.file
 
 
-Entry = Deb | Wheel
+@dataclass(frozen=True)
+class Archive:
+    """One file that a component's build wants: name, where it is from, sha256 and size in bytes."""
+
+    component: str
+    name: str
+    url: str
+    sha256: str
+    size: int
+
+    @property
+    def file(self) -> str:
+        """The file name, as its address ends."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return f"{self.component}: {self.file}"
+
+
+@dataclass(frozen=True)
+class Git:
+    """The source of one component: the pinned ref, the commit it was peeled to, every submodule's commit, the commits picked on top
+    (``url@commit``) and the git tree that all of that makes. ``left_out`` are submodule paths that nobody wants."""
+
+    component: str
+    url: str
+    ref: str
+    commit: str
+    tree: str
+    submodules: tuple[Submodule, ...] = ()
+    picks: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return f"{self.component} {self.ref}" + ("" if self.ref == self.commit else f" ({self.commit[:12]})")
+
+    @property
+    def source(self) -> GitSource:
+        """What ``kiln.git`` exports."""
+        picks = tuple((url, commit) for url, _, commit in (pick.rpartition("@") for pick in self.picks))
+        return GitSource(self.url, self.ref, self.commit, self.submodules, picks, self.tree)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 over everything that decides the source's bytes."""
+        return digest_of([self.tree, sorted((s.path, s.commit) for s in self.submodules), sorted(self.left_out)])
+
+
+@dataclass(frozen=True)
+class BaseImage:
+    """The image that a stack stands on: repository, the tag it was found under, and its digest."""
+
+    name: str
+    tag: str
+    digest: str
+
+    @property
+    def reference(self) -> str:
+        """What an engine pulls."""
+        return f"{self.name}:{self.tag}@{self.digest}"
+
+
+@dataclass(frozen=True)
+class Unresolved:
+    """An input that could not be resolved: what kind, for which component, what the pins say of it, and why it is open."""
+
+    kind: str
+    name: str
+    ref: str
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return f"{self.kind:8} {self.name}  {self.ref}"
+
+
+Entry = Deb | Wheel | Archive
 
 
 @dataclass(frozen=True)
 class Lock:
-    """All inputs of a stack that come from outside the project."""
+    """All inputs of a stack that come from outside the project.
+
+    ``roots`` says what groups of packages and wheels were resolved from (a checksum each): a group whose root is the same is kept as it is.
+    """
 
     stack: str
     pins_sha256: str
     debs: tuple[Deb, ...]
     wheels: tuple[Wheel, ...]
+    archives: tuple[Archive, ...] = ()
+    gits: tuple[Git, ...] = ()
+    images: tuple[BaseImage, ...] = ()
+    unresolved: tuple[Unresolved, ...] = ()
+    roots: tuple[tuple[str, str], ...] = ()
 
     def entries(self) -> tuple[Entry, ...]:
-        """Every input, packages first."""
-        return (*self.debs, *self.wheels)
+        """Every input that is one file, packages first."""
+        return (*self.debs, *self.wheels, *self.archives)
 
     @cached_property
     def sha256(self) -> str:
         """The lock's checksum: over what it locks, not over how the file is written."""
-        return digest_of(
-            [self.stack, self.pins_sha256, sorted(map(astuple, self.debs)), sorted(map(astuple, self.wheels))]
-        )
+        parts: list[Any] = [
+            self.stack,
+            self.pins_sha256,
+            sorted(map(astuple, self.debs)),
+            sorted(map(astuple, self.wheels)),
+        ]
+        if self.gits or self.images or self.archives or self.unresolved:
+            parts += [sorted(map(astuple, group)) for group in (self.archives, self.gits, self.images, self.unresolved)]
+        return digest_of(parts)
+
+    @cached_property
+    def git_of(self) -> dict[str, Git]:
+        """The sources by their components' names."""
+        return {git.component: git for git in self.gits}
+
+    def archives_of(self, component: str) -> tuple[Archive, ...]:
+        """The archives of one component, in name order."""
+        return tuple(archive for archive in self.archives if archive.component == component)
+
+    def require_resolved(self) -> None:
+        """Raise UnresolvedError listing everything that is open, if anything is."""
+        if self.unresolved:
+            raise UnresolvedError(
+                f"{len(self.unresolved)} inputs of {self.stack!r} are not resolved, so nothing is built",
+                why="\n".join(f"{entry.label}\n         {entry.reason}" for entry in self.unresolved),
+                fix=f"where the network or a mirror (kiln.toml, KILN_MIRRORS; docs/mirrors.md) reaches them: kiln lock {self.stack}",
+            )
 
     @cached_property
     def _by_component(self) -> dict[str, tuple[Wheel, ...]]:
@@ -116,8 +233,26 @@ def dump_lock(lock: Lock) -> str:
             for wheel in sorted(lock.wheels, key=lambda wheel: (wheel.component, wheel.name))
         ],
     }
+    rocm: dict[str, Any] = {
+        "archive": [asdict(archive) for archive in sorted(lock.archives, key=lambda a: (a.component, a.name))],
+        "git": [_git_data(git) for git in sorted(lock.gits, key=lambda git: git.component)],
+        "image": [asdict(image) for image in sorted(lock.images, key=lambda image: image.name)],
+        "unresolved": [asdict(entry) for entry in sorted(lock.unresolved, key=lambda e: (e.kind, e.name, e.ref))],
+        "roots": dict(sorted(lock.roots)),
+    }
+    # What a person looks for first stands first: where the sources are from, and what is open.
+    order = ("schema", "stack", "pins-sha256", "roots", "unresolved", "image", "git", "archive", "deb", "wheel")
+    data |= {key: value for key, value in rocm.items() if value}
+    data = {key: data[key] for key in order if key in data}
     header = f"# Written by `kiln lock {lock.stack}` from pins/{lock.stack}.toml. Not for editing: change the pins and lock again.\n\n"
     return header + tomli_w.dumps(data)
+
+
+def _git_data(git: Git) -> dict[str, Any]:
+    data = {key: value for key, value in asdict(git).items() if value not in ("", (), [])}
+    if git.submodules:
+        data["submodules"] = [asdict(submodule) for submodule in git.submodules]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
 
 
 def parse_lock(text: str, shown: str) -> Lock:
@@ -126,7 +261,7 @@ def parse_lock(text: str, shown: str) -> Lock:
         data = tomllib.loads(text)
         if data["schema"] != SCHEMA:
             raise _invalid(shown, f"it has schema {data['schema']!r}; this kiln reads schema {SCHEMA}")
-        if unknown := data.keys() - {"schema", "stack", "pins-sha256", "deb", "wheel"}:
+        if unknown := data.keys() - _KEYS:
             raise _invalid(shown, f"unknown key {min(unknown)!r}")
         for key in ("stack", "pins-sha256"):
             if not isinstance(data[key], str):
@@ -136,6 +271,11 @@ def parse_lock(text: str, shown: str) -> Lock:
             pins_sha256=data["pins-sha256"],
             debs=tuple(_entry(Deb, item, shown) for item in data.get("deb", [])),
             wheels=tuple(_entry(Wheel, item, shown) for item in data.get("wheel", [])),
+            archives=tuple(_entry(Archive, item, shown) for item in data.get("archive", [])),
+            gits=tuple(_git(item, shown) for item in data.get("git", [])),
+            images=tuple(_image(item, shown) for item in data.get("image", [])),
+            unresolved=tuple(Unresolved(**_texts(Unresolved, item, shown)) for item in data.get("unresolved", [])),
+            roots=tuple((str(name), str(digest)) for name, digest in data.get("roots", {}).items()),
         )
     except tomllib.TOMLDecodeError as error:
         raise _invalid(shown, f"it is not TOML: {error}") from error
@@ -145,6 +285,51 @@ def parse_lock(text: str, shown: str) -> Lock:
         # A number of thousands of digits, or brackets within brackets without end.
         raise _invalid(shown, f"it cannot be read: {error}") from error
     return lock
+
+
+def _texts(kind: type[Any], item: dict[str, Any], shown: str, more: tuple[str, ...] = ()) -> dict[str, str]:
+    """The strings of an entry that is nothing but strings (and the keys ``more``, left out here)."""
+    wanted = [field.name for field in fields(kind) if field.name not in more]
+    name = item.get("component", item.get("name", "an entry without a name"))
+    if unknown := item.keys() - {*wanted, *more}:
+        raise _invalid(shown, f"{name}: unknown key {min(unknown)!r}")
+    for key in wanted:
+        if not isinstance(item.get(key), str):
+            raise _invalid(shown, f"{name}: {key} is {item.get(key)!r}")
+    return {key: item[key] for key in wanted}
+
+
+def _git(item: dict[str, Any], shown: str) -> Git:
+    plain = _texts(Git, item, shown, ("submodules", "picks", "left_out"))
+    name = plain["component"]
+    submodules = tuple(Submodule(**_texts(Submodule, sub, shown)) for sub in item.get("submodules", []))
+    lists = {key: item.get(key, []) for key in ("picks", "left_out")}
+    if not all(isinstance(value, list) and all(isinstance(text, str) for text in value) for value in lists.values()):
+        raise _invalid(shown, f"{name}: picks and left_out are lists of strings")
+    git = Git(
+        plain["component"],
+        plain["url"],
+        plain["ref"],
+        plain["commit"],
+        plain["tree"],
+        submodules,
+        tuple(lists["picks"]),
+        tuple(lists["left_out"]),
+    )
+    commits = [git.commit, git.tree, *(sub.commit for sub in submodules), *(pick[-40:] for pick in git.picks)]
+    if wrong := [commit for commit in commits if not _COMMIT.fullmatch(commit)]:
+        raise _invalid(shown, f"{name}: {wrong[0]!r} is no 40-digit commit")
+    paths = [PurePosixPath(sub.path) for sub in submodules]
+    if not _SAFE_NAME.fullmatch(name) or any(path.is_absolute() or ".." in path.parts for path in paths):
+        raise _invalid(shown, f"{name}: the name or a submodule's path cannot be right")
+    return git
+
+
+def _image(item: dict[str, Any], shown: str) -> BaseImage:
+    image = BaseImage(**_texts(BaseImage, item, shown))
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", image.digest):
+        raise _invalid(shown, f"{image.name}: {image.digest!r} is no digest")
+    return image
 
 
 def _entry(kind: type[Any], item: dict[str, Any], shown: str) -> Any:
@@ -161,7 +346,8 @@ def _entry(kind: type[Any], item: dict[str, Any], shown: str) -> Any:
     if not _SHA256.fullmatch(entry.sha256):
         raise _invalid(shown, f"{name}: {entry.sha256!r} is no sha256")
     # Names become paths and lines of requirements files: nothing that could climb out of a folder or become an option.
-    if not all(_SAFE_NAME.fullmatch(text) for text in (entry.name, entry.version, entry.file)) or entry.size < 0:
+    names = (entry.name, entry.component if isinstance(entry, Archive) else entry.version, entry.file)
+    if not all(_SAFE_NAME.fullmatch(text) for text in names) or entry.size < 0:
         raise _invalid(shown, f"{name}: the name, the version, the file name or the size cannot be right")
     if isinstance(entry, Wheel):
         try:
@@ -180,12 +366,17 @@ def _invalid(shown: str, why: str) -> LockInvalidError:
     )
 
 
+def lock_path(workspace: Workspace, pins: Pins) -> Path:
+    """Where the lock of these pins lies: beside the pins, or with overrides in the state folder."""
+    return workspace.lock_file(pins.stack, pins.sha256 if pins.overrides else "")
+
+
 def read_lock(workspace: Workspace, pins: Pins) -> Lock:
     """The lock of a stack, proven to be made from exactly these pins.
 
     Raises LockMissingError, LockInvalidError, or LockStaleError with the command that mends it.
     """
-    path = workspace.lock_file(pins.stack)
+    path = lock_path(workspace, pins)
     shown = workspace.shown(path)
     try:
         text = path.read_text(encoding="utf-8")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from kiln.canonical import digest_of, tree_digest
+from kiln.canonical import digest_of, sha256_file, tree_digest
 from kiln.errors import PinsError
 from kiln.image import Image
-from kiln.lockfile import Lock, Wheel
+from kiln.lockfile import Archive, Deb, Git, Lock, Wheel
 from kiln.pins import Pins
 from kiln.rootfs import rootfs_key
 from kiln.workspace import Workspace
@@ -28,8 +28,9 @@ ROOTFS = "rootfs"
 class Context:
     """One named build context: a folder of inputs whose name says what is in it.
 
-    ``wheels`` come from the content store, ``sources`` (folders relative to the project) from the project itself; the main
-    context has neither and holds the root file system's tar.
+    ``wheels``, ``debs``, ``archives`` (by their names) and ``git`` come from the content store, ``sources`` and ``scripts`` (folders and files
+    relative to the project) from the project itself, ``files`` (name and text) were rendered; one with none of these holds the root file
+    system's tar. ``target`` is no folder but a stage that another image's bake file builds.
     """
 
     name: str
@@ -37,23 +38,30 @@ class Context:
     digest: str
     wheels: tuple[Wheel, ...] = ()
     sources: tuple[str, ...] = ()
+    debs: tuple[Deb, ...] = ()
+    archives: tuple[Archive, ...] = ()
+    git: Git | None = None
+    scripts: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    target: str = ""
 
     @property
     def folder(self) -> str:
-        """Where it is laid out, relative to the state folder."""
-        return f"contexts/{self.name}-{self.digest[:16]}"
+        """Where it is laid out, relative to the state folder; or what bake calls the stage that it is."""
+        return f"target:{self.target}" if self.target else f"contexts/{self.name}-{self.digest[:16]}"
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One component as it will be built: its recipe's text, its input and the key over both and over what it builds on."""
+    """One component as it will be built: its recipe's text, its inputs and the key over both and over what it builds on."""
 
     name: str
     about: str
     stage: str
-    context: Context
+    contexts: tuple[Context, ...]
     key: str
     version: str
+    provides: tuple[str, ...] = ()
 
 
 def wheels_context(lock: Lock, component: str) -> Context:
@@ -83,26 +91,58 @@ def source_context(workspace: Workspace, component: str, sources: tuple[str, ...
 def rootfs_context(workspace: Workspace, pins: Pins, lock: Lock) -> Context:
     """The main context: the root file system alone."""
     return Context(
-        ROOTFS, f"the main context: rootfs.tar, Debian {pins.debian.suite}", rootfs_key(workspace, pins, lock)
+        ROOTFS, f"the main context: rootfs.tar, Debian {pins.packages.suite}", rootfs_key(workspace, pins, lock)
     )
 
 
-def component_context(workspace: Workspace, pins: Pins, lock: Lock, name: str) -> Context:
-    """The input of one component."""
+def git_context(pins: Pins, lock: Lock, name: str) -> Context:
+    """The source of a component, by commit; while it is not resolved, a context that stands for what the pins say and cannot be laid out."""
+    component, git = pins.by_name[name], lock.git_of.get(name)
+    about = f"{component.git.removeprefix('https://')} {component.ref}, with its submodules"
+    digest = git.digest if git else digest_of(["unresolved", component.git, component.ref])
+    return Context(f"source-{name}", about, digest, git=git)
+
+
+def archives_context(pins: Pins, lock: Lock, name: str) -> Context:
+    """The files that a component's build wants beside its source."""
+    archives = lock.archives_of(name)
+    digest = digest_of(sorted((archive.name, archive.sha256) for archive in archives))
+    names = ", ".join(archive.name for archive in pins.by_name[name].archives)
+    return Context(f"archives-{name}", f"{names}, by sha256 from the lock", digest, archives=archives)
+
+
+def debs_context(pins: Pins, lock: Lock) -> Context:
+    """The packages that are installed on the base image."""
+    digest = digest_of(sorted((deb.file, deb.sha256) for deb in lock.debs))
+    what = f"packages of {pins.packages.distribution.title()} {pins.packages.suite}, by sha256 from the lock"
+    return Context("debs", what, digest, debs=lock.debs)
+
+
+def scripts_context(workspace: Workspace, scripts: tuple[str, ...]) -> Context:
+    """Scripts of the project that look at what a build step made."""
+    digest = digest_of([(script, sha256_file(workspace.root / script)) for script in scripts])
+    return Context("checks", ", ".join(scripts), digest, scripts=scripts)
+
+
+def component_contexts(workspace: Workspace, pins: Pins, lock: Lock, name: str) -> tuple[Context, ...]:
+    """The inputs of one component; the first is the one that it is called by. A component made from the base image has none."""
     component = pins.by_name[name]
-    return (
-        source_context(workspace, name, component.sources)
-        if component.recipe == "plugins"
-        else wheels_context(lock, name)
-    )
+    if component.sources:
+        return (source_context(workspace, name, component.sources),)
+    if component.holds_wheels:
+        return (wheels_context(lock, name),)
+    if not component.git:
+        return ()
+    return (git_context(pins, lock, name), *([archives_context(pins, lock, name)] if component.archives else []))
 
 
-def unit_key(stage: str, context: Context, builds_on: list[str], pins: Pins) -> str:
-    """The build key of a component: recipe, input, the keys of what it builds on, platform, time and builder."""
+def unit_key(stage: str, contexts: tuple[Context, ...], builds_on: list[str], pins: Pins) -> str:
+    """The build key of a component: recipe, inputs, the keys of what it builds on, platform, time and builder."""
+    digests = [context.digest for context in contexts]
     return digest_of(
         {
             "recipe": stage,
-            "input": context.digest,
+            "input": digests[0] if len(digests) == 1 else digests,
             "on": builds_on,
             "platform": pins.platform,
             "epoch": pins.epoch,
@@ -125,10 +165,14 @@ def image_key(dockerfile: str, image: Image, units: tuple[Unit, ...], pins: Pins
 
 
 def component_version(pins: Pins, lock: Lock, name: str, source_digest: str) -> str:
-    """How a person calls what is in a component: the version of the wheel it is named after, or how many wheels it holds."""
+    """How a person calls what is in a component: its ref, the version of the wheel it is named after, or how many wheels it holds."""
     component = pins.by_name[name]
-    if component.recipe == "plugins":
+    if component.git:
+        return component.ref if len(component.ref) < 40 else component.version or component.ref[:12]
+    if component.sources:
         return f"source {source_digest[:12]}"
+    if not component.holds_wheels:
+        return f"of ROCm {pins.base.rocm}" if pins.base else "of the base image"
     named = {canonicalize_name(Requirement(text).name) for text in component.wheels}
     versions = [wheel.version for wheel in lock.wheels_of(name) if wheel.name in named]
     return ", ".join(versions) or f"{len(lock.wheels_of(name))} wheels"

@@ -23,7 +23,7 @@ from kiln.plan import (
     BUILDER,
     Context,
     Unit,
-    component_context,
+    component_contexts,
     component_version,
     image_key,
     rootfs_context,
@@ -39,7 +39,8 @@ LABEL = "io.kiln"
 
 @dataclass(frozen=True)
 class Rendered:
-    """One image, ready to build: its files by name, its components, contexts (the main one first) and build key."""
+    """One image, ready to build: its files by name, its components, contexts (the main one first) and build key; ``parents`` are the images
+    whose bake files it needs beside its own."""
 
     image: Image
     files: tuple[tuple[str, str], ...]
@@ -47,6 +48,7 @@ class Rendered:
     contexts: tuple[Context, ...]
     labels: tuple[tuple[str, str], ...]
     key: str
+    parents: tuple[str, ...] = ()
 
     @property
     def dockerfile(self) -> str:
@@ -75,7 +77,7 @@ class _Watched(Mapping[str, Any]):
         return sorted(self._values.keys() - self.used)
 
 
-class _Variables:
+class Variables:
     """All variables of one image's templates, watched one level deep: ``stack.name``, ``image.user``…"""
 
     def __init__(self, groups: Mapping[str, Any]) -> None:
@@ -92,6 +94,15 @@ class _Variables:
             for name in value.unused()
         ]
 
+    def require_all_used(self, image: Image) -> None:
+        """Raise RenderError where a variable was used by no template."""
+        if unused := self.unused():
+            raise RenderError(
+                f"no template of {image.name} uses {', '.join(unused)}",
+                why="What is pinned or set and then used nowhere is a mistake: it looks as if it had an effect.",
+                fix=f"use it in templates/{image.template} or a recipe, or remove it",
+            )
+
 
 def render(workspace: Workspace, pins: Pins, lock: Lock) -> tuple[Rendered, ...]:
     """Render every image of the stack.
@@ -99,8 +110,13 @@ def render(workspace: Workspace, pins: Pins, lock: Lock) -> tuple[Rendered, ...]
     Raises RenderError where a template uses a variable that is not there or leaves one unused, PinsError where an image's
     description does not fit the pins.
     """
-    environment = _environment(workspace)
-    return tuple(_render_image(environment, workspace, pins, lock, image) for image in read_images(workspace, pins))
+    environment = template_environment(workspace)
+    images = read_images(workspace, pins)
+    if pins.target == "rocm":
+        from kiln.renderrocm import render_rocm
+
+        return render_rocm(environment, workspace, pins, lock, images)
+    return tuple(_render_image(environment, workspace, pins, lock, image) for image in images)
 
 
 def _render_image(
@@ -108,15 +124,15 @@ def _render_image(
 ) -> Rendered:
     rootfs = rootfs_context(workspace, pins, lock)
     tools = wheels_context(lock, TOOLS)
-    inputs = {name: component_context(workspace, pins, lock, name) for name in image.components}
-    versions = {name: component_version(pins, lock, name, context.digest) for name, context in inputs.items()}
+    inputs = {name: component_contexts(workspace, pins, lock, name) for name in image.components}
+    versions = {name: component_version(pins, lock, name, found[0].digest) for name, found in inputs.items()}
     labels = _labels(pins, lock, image, versions)
-    contexts = (rootfs, tools, *inputs.values())
-    variables = _Variables(
+    contexts = (rootfs, tools, *(context for found in inputs.values() for context in found))
+    variables = Variables(
         {
             "stack": {"name": pins.stack, "epoch": pins.epoch},
             "python": {"version": pins.python},
-            "debian": {"suite": pins.debian.suite, "packages": pins.debian.packages, "count": len(lock.debs)},
+            "debian": {"suite": pins.packages.suite, "packages": pins.packages.packages, "count": len(lock.debs)},
             "image": {
                 "name": image.name,
                 "about": image.about,
@@ -128,35 +144,23 @@ def _render_image(
             },
         }
     )
-    tools_stage = _fill(environment, "components/tools.j2", variables.with_extra())
-    builds_on = [rootfs.digest, unit_key(tools_stage, tools, [rootfs.digest], pins)]
+    tools_stage = fill(environment, "components/cpu/tools.j2", variables.with_extra())
+    builds_on = [rootfs.digest, unit_key(tools_stage, (tools,), [rootfs.digest], pins)]
     units = []
-    for name, context in inputs.items():
+    for name, found in inputs.items():
         pinned = pins.by_name[name]
-        component = {"name": name, "about": pinned.about, "wheels": context.wheels, "sources": pinned.sources}
-        stage = _fill(environment, f"components/{pinned.recipe}.j2", variables.with_extra(component=component))
-        units.append(
-            Unit(name, pinned.about, stage, context, unit_key(stage, context, builds_on, pins), versions[name])
-        )
-    dockerfile = _fill(
+        component = {"name": name, "about": pinned.about, "wheels": found[0].wheels, "sources": pinned.sources}
+        stage = fill(environment, f"components/cpu/{pinned.recipe}.j2", variables.with_extra(component=component))
+        units.append(Unit(name, pinned.about, stage, found, unit_key(stage, found, builds_on, pins), versions[name]))
+    dockerfile = fill(
         environment,
         image.template,
         variables.with_extra(
             contexts=contexts, stages=[tools_stage, *(unit.stage for unit in units)], components=units, labels=labels
         ),
     )
-    if unused := variables.unused():
-        raise RenderError(
-            f"no template of {image.name} uses {', '.join(unused)}",
-            why="What is pinned or set and then used nowhere is a mistake: it looks as if it had an effect.",
-            fix=f"use it in templates/{image.template} or a recipe, or remove it",
-        )
-    files = {"Dockerfile": dockerfile, "docker-bake.json": _bake(pins, image, contexts)}
-    files |= {
-        f"requirements/{name}.txt": requirements_text(context.wheels)
-        for name, context in {TOOLS: tools, **inputs}.items()
-        if context.wheels
-    }
+    variables.require_all_used(image)
+    files = {"Dockerfile": dockerfile, "docker-bake.json": _bake(pins, image, contexts), **requirements(contexts)}
     return Rendered(
         image,
         tuple(sorted(files.items())),
@@ -165,6 +169,15 @@ def _render_image(
         labels,
         image_key(dockerfile, image, tuple(units), pins),
     )
+
+
+def requirements(contexts: tuple[Context, ...]) -> dict[str, str]:
+    """A requirements file for every context of wheels, by its name below the image's folder."""
+    return {
+        f"requirements/{context.name.removeprefix('wheels-')}.txt": requirements_text(context.wheels)
+        for context in contexts
+        if context.wheels
+    }
 
 
 def _labels(pins: Pins, lock: Lock, image: Image, versions: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -181,9 +194,15 @@ def _labels(pins: Pins, lock: Lock, image: Image, versions: Mapping[str, str]) -
 
 def _bake(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> str:
     """The bake file: one target; folders relative to the state folder, in which bake is run."""
+    group = {"default": {"targets": [image.name]}}
+    return json.dumps({"group": group, "target": {image.name: bake_target(pins, image, contexts)}}, indent=2) + "\n"
+
+
+def bake_target(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> dict[str, Any]:
+    """An image as bake's target: its contexts, and its output as an OCI archive."""
     main, *named = contexts
     output = ",".join(["type=oci", *(f"{key}={value}" for key, value in BUILDER.items() if key != "output")])
-    target = {
+    return {
         "context": main.folder,
         "contexts": {context.name: context.folder for context in named},
         "dockerfile": f"../../renders/{image.name}/Dockerfile",
@@ -194,12 +213,10 @@ def _bake(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> str:
         "attest": ["type=provenance,disabled=true", "type=sbom,disabled=true"],
         "output": [f"{output},dest=images/{image.name}.tar"],
     }
-    return (
-        json.dumps({"group": {"default": {"targets": [image.name]}}, "target": {image.name: target}}, indent=2) + "\n"
-    )
 
 
-def _environment(workspace: Workspace) -> jinja2.Environment:
+def template_environment(workspace: Workspace) -> jinja2.Environment:
+    """Jinja for the project's templates: a variable that is not there is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(workspace.root / "templates"),
         undefined=jinja2.StrictUndefined,
@@ -216,7 +233,8 @@ def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
 
 
-def _fill(environment: jinja2.Environment, template: str, variables: Mapping[str, Any]) -> str:
+def fill(environment: jinja2.Environment, template: str, variables: Mapping[str, Any]) -> str:
+    """A template with its variables. Raises RenderError where it is missing, is no template, or uses what is not there."""
     try:
         return environment.get_template(template).render(variables)
     except jinja2.TemplateNotFound as error:

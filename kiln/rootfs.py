@@ -39,8 +39,8 @@ def rootfs_key(workspace: Workspace, pins: Pins, lock: Lock) -> str:
         {
             "recipe": (workspace.root / HOOK).read_text(encoding="utf-8"),
             "options": OPTIONS,
-            "suite": pins.debian.suite,
-            "packages": pins.debian.packages,
+            "suite": pins.packages.suite,
+            "packages": pins.packages.packages,
             "epoch": pins.epoch,
             "debs": sorted((deb.file, deb.sha256) for deb in lock.debs),
         }
@@ -62,7 +62,7 @@ def make_rootfs(workspace: Workspace, pins: Pins, lock: Lock, store: Store, cons
             why="mmdebstrap sets owners and runs maintainer scripts in a chroot.",
             fix="run the same command as root",
         )
-    console.step(f"making the root file system: {len(lock.debs)} packages of Debian {pins.debian.suite}")
+    console.step(f"making the root file system: {len(lock.debs)} packages of Debian {pins.packages.suite}")
     with store.scratch() as scratch:
         repository = scratch / "repository"
         _write_repository(repository, pins, lock.debs, store)
@@ -73,10 +73,10 @@ def make_rootfs(workspace: Workspace, pins: Pins, lock: Lock, store: Store, cons
             [
                 "mmdebstrap",
                 *OPTIONS,
-                f"--architectures={pins.debian.architecture}",
-                f"--include={','.join(pins.debian.packages)}",
+                f"--architectures={pins.packages.architecture}",
+                f"--include={','.join(pins.packages.packages)}",
                 f"--customize-hook={workspace.root / HOOK}",
-                pins.debian.suite,
+                pins.packages.suite,
                 out,
                 f"deb [trusted=yes] copy:{repository} ./",
             ],
@@ -106,7 +106,7 @@ def _write_repository(folder: Path, pins: Pins, debs: tuple[Deb, ...], store: St
     (folder / "Packages").write_text("\n".join(stanzas), encoding="utf-8")
     # apt finds the essential packages by the release's code name.
     (folder / "Release").write_text(
-        f"Codename: {pins.debian.suite}\nSuite: {pins.debian.suite}\nArchitectures: {pins.debian.architecture}\n",
+        f"Codename: {pins.packages.suite}\nSuite: {pins.packages.suite}\nArchitectures: {pins.packages.architecture}\n",
         encoding="utf-8",
     )
 

@@ -20,11 +20,12 @@ class Workspace:
     """The two folders that everything else is relative to.
 
     ``root`` holds ``pins/``, ``images/``, ``templates/``, ``scripts/`` and ``plugins/``; ``state`` is made and filled by
-    Kiln and may be deleted at any time (it costs a download and a build).
+    Kiln and may be deleted at any time (it costs a download and a build). A rehearsal keeps its locks apart, in ``locks``.
     """
 
     root: Path
     state: Path
+    locks: Path | None = None
 
     @classmethod
     def find(cls, root: Path | None = None, state: Path | None = None) -> Workspace:
@@ -42,13 +43,20 @@ class Workspace:
         chosen = chosen.resolve()
         return cls(chosen, (state or _env_path("KILN_STATE") or chosen / STATE_FOLDER).absolute())
 
+    @property
+    def rehearsal(self) -> bool:
+        """Whether what is built here is built from stand-ins."""
+        return self.locks is not None
+
     def pins_file(self, stack: str) -> Path:
         """What a person chose for ``stack``."""
         return self.root / "pins" / f"{stack}.toml"
 
-    def lock_file(self, stack: str) -> Path:
-        """What the pins of ``stack`` resolved to."""
-        return self.root / "pins" / f"{stack}.lock.toml"
+    def lock_file(self, stack: str, chosen: str = "") -> Path:
+        """What the pins of ``stack`` resolved to; with other choices than the pins (their checksum), a file in the state folder."""
+        if chosen:
+            return self.state / "locks" / f"{stack}-{chosen[:16]}.lock.toml"
+        return (self.locks or self.root / "pins") / f"{stack}.lock.toml"
 
     def image_folder(self, image: str) -> Path:
         """The folder of one image: image.toml by hand, the rest rendered."""

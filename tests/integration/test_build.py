@@ -137,7 +137,7 @@ def test_a_killed_build_leaves_nothing_half_done(project: Project, number: signa
 
 
 def test_a_failing_step_is_named_with_its_last_lines_and_the_log(project: Project) -> None:
-    recipe = project.root / "templates" / "components" / "wheels.j2"
+    recipe = project.root / "templates" / "components" / "cpu" / "wheels.j2"
     recipe.write_text(
         recipe.read_text().replace(
             "/tools/uv pip install", "echo the last words of this step && false && /tools/uv pip install"

@@ -159,7 +159,7 @@ def test_a_machine_without_a_source_is_told_so(etc_apt: Write) -> None:
 
 
 def test_a_machine_that_is_not_debian_is_told_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kiln.apt, "debian_codename", lambda: None)
+    monkeypatch.setattr(kiln.apt, "codename_of", lambda _: None)
     with pytest.raises(HostError, match="KILN_APT_SOURCES"):
         sources_for("bookworm")
 

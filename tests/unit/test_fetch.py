@@ -161,8 +161,9 @@ def test_a_wheel_that_is_being_locked_is_taken_at_its_size(toy_pins: Pins, pip: 
 class FakeApt:
     """Stands in for ``kiln.apt.Apt``: brings packages whose bytes are their names, except for one."""
 
-    def __init__(self, _folder: Path, suite: str, architecture: str) -> None:
+    def __init__(self, _folder: Path, suite: str, architecture: str, *, sources: str) -> None:
         assert (suite, architecture) == ("bookworm", "amd64")
+        assert "bookworm" in sources
 
     def update(self, *, frozen: bool) -> None:
         assert frozen

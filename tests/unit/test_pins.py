@@ -67,7 +67,7 @@ WRONG = {
     "an address": ("toy-base==1.0+cpu", "toy-base @ file:///toy.whl", "components.base.wheels"),
     "no requirement at all": ("toy-base==1.0+cpu", "=== no ===", "components.base.wheels"),
     "an inexact tool": ("uv==0.13.8", "uv~=0.13", "tools.wheels"),
-    "unknown recipe": ('recipe = "plugins"', 'recipe = "rpm"', "components.plugins.recipe"),
+    "unknown recipe": ('recipe = "plugins"', 'recipe = "RPM"', "components.plugins.recipe"),
     "wheels and dependencies-of": (
         'dependencies-of = "app"',
         'dependencies-of = "app"\nwheels = ["toy-x==1"]',

@@ -165,7 +165,7 @@ def test_the_recipe_of_the_root_file_system_changes_everything(toy: Workspace, t
 
 def test_a_recipe_changes_the_components_that_are_made_with_it(toy: Workspace, toy_pins: Pins, toy_lock: Lock) -> None:
     before = keys(toy, toy_pins, toy_lock)
-    edit(toy.root / "templates" / "components" / "plugins.j2", "mkdir /wheels", "mkdir -p /wheels")
+    edit(toy.root / "templates" / "components" / "cpu" / "plugins.j2", "mkdir /wheels", "mkdir -p /wheels")
     assert changed(before, keys(toy, toy_pins, toy_lock)) == {"plugins", "image"}
 
 
@@ -211,7 +211,7 @@ def test_a_variable_that_no_template_uses_is_named(toy: Workspace, toy_pins: Pin
         render(toy, toy_pins, toy_lock)
 
 
-@pytest.mark.parametrize("template", ["serving.Dockerfile.j2", "components/wheels.j2"])
+@pytest.mark.parametrize("template", ["serving.Dockerfile.j2", "components/cpu/wheels.j2"])
 def test_a_variable_that_is_not_there_is_named(toy: Workspace, toy_pins: Pins, toy_lock: Lock, template: str) -> None:
     with (toy.root / "templates" / template).open("a") as stream:
         stream.write("{{ stack.colour }}\n")

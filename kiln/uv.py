@@ -1,0 +1,143 @@
+"""Resolving wheels for another Python than the one that Kiln runs on, with uv.
+
+pip judges environment markers for the Python that it runs on; uv judges them for the Python that it is told. It does not read pip's
+configuration, so what that says of indexes, certificates and find-links is handed to it here: mirrors are set in one place.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from kiln.errors import ResolveError
+from kiln.lockfile import Wheel
+from kiln.pins import Pins
+from kiln.process import run
+
+
+def resolve_for(
+    pins: Pins, requirements: Sequence[str], *, absent: Iterable[str] = (), constraints: Sequence[str] = (), as_of: str = ""
+) -> dict[str, Wheel]:
+    """The wheels that ``requirements`` resolve to on the stack's Python and glibc, by canonical name; no component is set in them yet.
+
+    ``absent`` are distributions that nobody may resolve: they are built from source. Wheels that appeared after ``as_of`` (a time in UTC) are
+    passed over. A wheel whose size its index does not say has size 0.
+    Raises ResolveError with uv's own words.
+    """
+    with tempfile.TemporaryDirectory(prefix="kiln-uv-") as name:
+        folder = Path(name)
+        (folder / "wanted.in").write_text("\n".join(requirements) + "\n", encoding="utf-8")
+        (folder / "constraints.txt").write_text("\n".join(constraints) + "\n", encoding="utf-8")
+        # A requirement under a marker that never holds: uv takes it in the place of every other one of that name.
+        never = "".join(f"{one} ; sys_platform == 'never'\n" for one in sorted(absent))
+        (folder / "absent.txt").write_text(never, encoding="utf-8")
+        options, environment = _as_pip_is_configured()
+        done = run(
+            [
+                _uv(),
+                *("pip", "compile", "--quiet", "--no-config", "--no-progress", "--color=never", "--format=pylock.toml"),
+                *("--only-binary=:all:", "--index-strategy=unsafe-best-match"),
+                f"--python-version={pins.python}",
+                f"--python-platform=x86_64-manylinux_{pins.glibc.replace('.', '_')}",
+                *([f"--exclude-newer={as_of}"] if as_of else []),
+                "--override=absent.txt",
+                "--constraint=constraints.txt",
+                "--output-file=pylock.toml",
+                *options,
+                "wanted.in",
+            ],
+            env=environment,
+            cwd=folder,
+            timeout=1800,
+        )
+        if done.code != 0:
+            raise ResolveError(
+                "uv found no set of wheels for the pins",
+                why=done.tail(20),
+                fix="correct the pins, or the index that pip is configured for (`pip config list`)",
+            )
+        packages = tomllib.loads((folder / "pylock.toml").read_text(encoding="utf-8")).get("packages", [])
+    order = {tag: rank for rank, tag in enumerate(wheel_tags(pins))}
+    return {wheel.name: wheel for wheel in (_best_wheel(package, order) for package in packages)}
+
+
+def wheel_tags(pins: Pins) -> list[Tag]:
+    """The tags of wheels that fit the stack's Python and glibc, the best first (PEP 425, PEP 600)."""
+    major, newest = (int(part) for part in pins.glibc.split("."))
+    platforms = [f"manylinux_{major}_{minor}_x86_64" for minor in range(newest, 4, -1)]
+    for old, new in (("manylinux2014", "2_17"), ("manylinux2010", "2_12"), ("manylinux1", "2_5")):
+        platforms.insert(platforms.index(f"manylinux_{new}_x86_64") + 1, f"{old}_x86_64")
+    platforms.append("linux_x86_64")
+    version = tuple(int(part) for part in pins.python.split("."))
+    interpreter = f"cp{pins.python.replace('.', '')}"
+    return [*cpython_tags(version, platforms=platforms), *compatible_tags(version, interpreter, platforms)]
+
+
+def _best_wheel(package: Mapping[str, Any], order: Mapping[Tag, int]) -> Wheel:
+    """The wheel of a package that fits best. Raises ResolveError where none does or it has no sha256."""
+    fitting: list[tuple[int, str, Wheel]] = []
+    for item in package.get("wheels", []):
+        file = item.get("name") or unquote(str(item["url"]).split("#")[0].rsplit("/", 1)[-1])
+        tags = parse_wheel_filename(file)[3]
+        rank = min((order[tag] for tag in tags if tag in order), default=None)
+        sha256 = item.get("hashes", {}).get("sha256")
+        if rank is not None and sha256:
+            name = str(canonicalize_name(package["name"]))
+            fitting.append((rank, file, Wheel("", name, package["version"], file, sha256, int(item.get("size", 0)))))
+    if not fitting:
+        raise ResolveError(
+            f"{package['name']} {package.get('version')} has no wheel with a sha256 for the stack's Python",
+            why=f"Offered: {', '.join(str(item.get('url', '')).rsplit('/', 1)[-1] for item in package.get('wheels', [])) or 'nothing'}.",
+            fix="pin another version of what needs it",
+        )
+    return min(fitting, key=lambda one: one[:2])[2]
+
+
+def _uv() -> Path:
+    """uv of Kiln's own tool environment."""
+    return Path(sysconfig.get_path("scripts")) / "uv"
+
+
+def _as_pip_is_configured() -> tuple[list[str], dict[str, str]]:
+    """pip's configuration (files and environment) in uv's words: options and environment."""
+    done = run([sys.executable, "-m", "pip", "config", "list"], env={"PIP_DISABLE_PIP_VERSION_CHECK": "1"}, split=True)
+    values: dict[str, str] = {}
+    for line in done.output.splitlines():
+        key, equals, value = line.partition("=")
+        # Later lines (the environment's) win over earlier ones (files).
+        if equals and key.rsplit(".", 1)[-1] in ("index-url", "extra-index-url", "find-links", "cert", "trusted-host", "proxy", "no-index"):
+            values[key.rsplit(".", 1)[-1]] = _unquoted(value)
+    options = [f"--find-links={link}" for link in values.get("find-links", "").split() if _exists(link)]
+    options += [f"--index={url}" for url in values.get("extra-index-url", "").split() if _exists(url)]
+    options += [f"--default-index={url}" for url in values.get("index-url", "").split()[:1]]
+    options += [f"--allow-insecure-host={host}" for host in values.get("trusted-host", "").split()]
+    if values.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+        options = [option for option in options if "index=" not in option] + ["--no-index"]
+    environment = {}
+    if values.get("cert"):
+        environment["SSL_CERT_FILE"] = values["cert"]
+    if values.get("proxy"):
+        environment |= {"HTTPS_PROXY": values["proxy"], "HTTP_PROXY": values["proxy"]}
+    return options, environment
+
+
+def _exists(place: str) -> bool:
+    """pip passes over a folder that is not there; for uv it would be an error."""
+    path = Path(place.removeprefix("file://"))
+    return "://" in place.removeprefix("file://") or path.exists()
+
+
+def _unquoted(value: str) -> str:
+    """A value as ``pip config list`` prints it: in quotes, with ``\\n`` between several."""
+    words = shlex.split(value)
+    return " ".join(word.replace("\\n", " ") for word in words).strip()
