@@ -23,7 +23,7 @@ from kiln.console import Console, megabytes
 from kiln.engine import Engine, image_digest
 from kiln.errors import BuildError, EngineError, SourceError
 from kiln.fetch import source_key
-from kiln.lockfile import Git, Lock
+from kiln.lockfile import Deb, Git, Lock, Wheel
 from kiln.pins import Pins
 from kiln.plan import ROOTFS, Context
 from kiln.process import end_group, raise_if_disk_full, run
@@ -147,7 +147,8 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
 
 def _blobs(context: Context, store: Store, rootfs: str) -> list[tuple[Path, str]]:
     """The store's files that go into a context, each compared with its name just now, and what they are called there."""
-    blobs = [(store.check(item.sha256, item.label), item.file) for item in (*context.wheels, *context.debs)]
+    files: tuple[Wheel | Deb, ...] = (*context.wheels, *context.debs)
+    blobs = [(store.check(item.sha256, item.label), item.file) for item in files]
     blobs += [(store.check(archive.sha256, archive.label), archive.name) for archive in context.archives]
     if context.name == ROOTFS:
         blobs.append((store.check(rootfs, "the root file system"), "rootfs.tar"))

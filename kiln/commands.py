@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,15 +15,14 @@ import click
 from kiln import __version__
 from kiln.console import Console, megabytes
 from kiln.errors import EngineError, error_classes
-from kiln.lockfile import Lock, read_lock
-from kiln.pins import Pins, read_pins
+from kiln.lockfile import lock_path, read_lock
+from kiln.session import BuiltStack, Choice, Session, build_stack
 from kiln.store import Store
 from kiln.workspace import Workspace
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
     from kiln.build import Built
-    from kiln.engine import Engine
     from kiln.render import Rendered
 
     _Reported: TypeAlias = tuple[Rendered, Built, dict[str, Any], Path]
@@ -37,21 +36,22 @@ class Context:
     state: Path | None
     console: Console
     as_json: bool
+    given_session: Session | None = None
 
     @cached_property
     def workspace(self) -> Workspace:
         """The project; looked for when it is needed, so that --help works anywhere."""
-        return Workspace.find(self.root, self.state)
+        return self.given_session.workspace if self.given_session else Workspace.find(self.root, self.state)
 
     @property
     def store(self) -> Store:
         """The content store."""
         return Store(self.workspace.state / "store")
 
-    def locked(self, stack: str) -> tuple[Pins, Lock]:
-        """The pins of a stack and the lock that belongs to them."""
-        pins = read_pins(self.workspace, stack)
-        return pins, read_lock(self.workspace, pins)
+    @cached_property
+    def session(self) -> Session:
+        """The workspace at work."""
+        return self.given_session or Session(self.workspace, self.store, self.console)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -65,6 +65,21 @@ class Context:
 
 
 STACK = click.argument("stack")
+SET = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="NAME=REF",
+    help="Take another tag, commit or version than the pins do, for this command (aiter=v0.1.14, base=TAG, archs=gfx942). Repeatable.",
+)
+ALLOW = click.option(
+    "--allow-advisory",
+    "allow",
+    multiple=True,
+    metavar="ID",
+    envvar="ALLOW_ADVISORY",
+    help="Go past this advisory (also: ALLOW_ADVISORY=ID). The image says so for ever. Repeatable.",
+)
 MODEL = click.option(
     "--model",
     default="tiny",
@@ -100,70 +115,103 @@ def cli(click_context: click.Context, root: Path | None, state: Path | None, qui
 
 @cli.command()
 @STACK
+@SET
 @click.option("--check", is_flag=True, help="Only say whether the lock is current; change nothing, ask nobody.")
+@click.option("--save", is_flag=True, help="Write what --set chooses into the pins, and lock those.")
+@click.option("--upgrade", is_flag=True, help="Resolve wheels and packages anew although their pins did not change.")
+@click.option("--accept-moved", multiple=True, metavar="NAME", help="Lock this component although its tag moved. Repeatable.")
 @click.pass_obj
-def lock(context: Context, stack: str, check: bool) -> None:
-    """Resolve the pins of STACK to exact files and write pins/STACK.lock.toml.
+def lock(
+    context: Context, stack: str, sets: tuple[str, ...], check: bool, save: bool, upgrade: bool, accept_moved: tuple[str, ...]
+) -> None:
+    """Resolve the pins of STACK to exact files and commits and write pins/STACK.lock.toml.
 
+    What cannot be asked for now is listed as unresolved in it, with the reason; run it again where the network reaches it.
+
+    \b
     Example: kiln lock cpu
+             kiln lock dsv4-mhc --set aiter=v0.1.16.post2 --save
     """
-    pins = read_pins(context.workspace, stack)
+    pins = context.session.pins(stack, Choice(sets))
     if check:
         found = read_lock(context.workspace, pins)
         context.result(
-            f"pins/{stack}.lock.toml is current: {len(found.entries())} inputs, lock {found.sha256[:16]}",
-            {"current": True, "lock_sha256": found.sha256},
+            f"{context.workspace.shown(lock_path(context.workspace, pins))} is current: {len(found.entries()) + len(found.gits)} inputs, "
+            f"lock {found.sha256[:16]}" + (f", {len(found.unresolved)} unresolved" if found.unresolved else ""),
+            {"current": True, "lock_sha256": found.sha256, "unresolved": [asdict(entry) for entry in found.unresolved]},
         )
         return
     from kiln.lock import make_lock
 
     with context.working():
-        path, changes = make_lock(context.workspace, pins, context.store, context.console)
+        saved: list[str] = []
+        if save and pins.overrides:
+            from kiln.overrides import save as save_choices
+
+            saved = save_choices(context.workspace, pins)
+            pins = context.session.pins(stack, Choice())
+        upstreams = context.session.upstreams() if pins.target == "rocm" else None
+        path, changes = make_lock(
+            context.workspace,
+            pins,
+            context.store,
+            context.console,
+            upstreams,
+            moved_is_fine=accept_moved,
+            upgrade=upgrade,
+        )
+        found = read_lock(context.workspace, pins)
+        findings = context.session.findings(pins, found, (), ask=True)
     shown = context.workspace.shown(path)
-    context.result(
-        "\n".join([f"{shown} is written", *changes]) if changes else f"{shown} was current already",
-        {"file": shown, "changes": changes},
-    )
+    lines = [*saved, f"{shown} is written" if changes else f"{shown} was current already", *changes]
+    if found.unresolved:
+        lines += ["", f"{len(found.unresolved)} inputs are unresolved; nothing is built from this lock before they are:"]
+        lines += [f"  {entry.label}" for entry in found.unresolved]
+    lines += [f"advisory {finding.advisory.id} ({finding.effect}): {finding.because}" for finding in findings]
+    data = {"file": shown, "changes": changes, "saved": saved, "unresolved": [asdict(entry) for entry in found.unresolved]}
+    context.result("\n".join(lines), data)
 
 
 @cli.command()
 @STACK
+@SET
 @click.pass_obj
-def fetch(context: Context, stack: str) -> None:
+def fetch(context: Context, stack: str, sets: tuple[str, ...]) -> None:
     """Download every locked input of STACK into the content store; what is stored is compared with its name.
 
     Example: kiln fetch cpu
     """
-    from kiln.fetch import fetch as run_fetch
-
-    pins, found = context.locked(stack)
     with context.working():
+        pins = context.session.pins(stack, Choice(sets))
+        found = context.session.lock(pins)
+        context.session.require_resolved(pins, found)
         for entry in found.entries():
             if context.store.path(entry.sha256).is_file():
                 context.store.check(entry.sha256, entry.label)
-        done = run_fetch(pins, found, context.store, context.workspace.state / "apt", context.console)
+        done = context.session.fetch(pins, found)
     context.result(
-        f"{done.files} files, {megabytes(done.size)}, all as locked; {done.new_files} downloaded ({megabytes(done.new_bytes)})",
+        f"{done.files} files, {megabytes(done.size)}, all as locked; {done.new_files} downloaded ({megabytes(done.new_bytes)})"
+        + (f"; {len(found.gits)} sources" if found.gits else ""),
         asdict(done),
     )
 
 
 @cli.command()
 @STACK
+@SET
 @click.option("--out", type=click.Path(path_type=Path), help="Write below this folder instead of images/.")
 @click.option(
     "--check", is_flag=True, help="Compare with the committed files instead of writing; fails where they differ."
 )
 @click.pass_obj
-def render(context: Context, stack: str, out: Path | None, check: bool) -> None:
+def render(context: Context, stack: str, sets: tuple[str, ...], out: Path | None, check: bool) -> None:
     """Write the Dockerfiles, requirements and bake files of STACK.
 
     Example: kiln render cpu --out /tmp/rendered
     """
     from kiln.render import check_rendered, write_rendered
-    from kiln.render import render as run_render
 
-    images = run_render(context.workspace, *context.locked(stack))
+    _, _, images, _ = context.session.ready(stack, Choice(sets), refuse=False)
     if check:
         check_rendered(images, context.workspace)
         context.result("the committed files are what renders now", {"current": True})
@@ -174,54 +222,61 @@ def render(context: Context, stack: str, out: Path | None, check: bool) -> None:
 
 @cli.command()
 @STACK
+@SET
 @click.pass_obj
-def plan(context: Context, stack: str) -> None:
-    """Show the components of STACK's images, their versions and build keys. Builds nothing.
+def plan(context: Context, stack: str, sets: tuple[str, ...]) -> None:
+    """Show the components of STACK's images, their versions and build keys, and what advisories say. Builds nothing.
 
-    Example: kiln plan cpu
+    Example: kiln plan dsv4-mhc --set aiter=v0.1.14
     """
-    from kiln.render import render as run_render
-
-    lines, data = [], {}
-    for rendered in run_render(context.workspace, *context.locked(stack)):
+    _, found, images, findings = context.session.ready(stack, Choice(sets), refuse=False)
+    lines: list[str] = []
+    data: dict[str, Any] = {}
+    for rendered in images:
         lines.append(f"{rendered.image.name}  key {rendered.key[:16]}")
-        lines += [f"  {unit.name:14} {unit.version:22} key {unit.key[:16]}  {unit.about}" for unit in rendered.units]
+        lines += [f"  {unit.name:20} {unit.version:24} key {unit.key[:16]}  {unit.about}" for unit in rendered.units]
         data[rendered.image.name] = {
             "key": rendered.key,
             "components": {unit.name: {"version": unit.version, "key": unit.key} for unit in rendered.units},
         }
+    lines += [f"advisory {finding.advisory.id} ({finding.effect}): {finding.because}" for finding in findings]
+    if found.unresolved:
+        lines.append(f"{len(found.unresolved)} inputs are unresolved: kiln lock {stack}")
     context.result("\n".join(lines), data)
 
 
 @cli.command()
 @STACK
+@SET
+@ALLOW
+@click.option("--image", "image_name", metavar="NAME", help="Only this image of the stack, and those it stands on.")
 @click.pass_obj
-def build(context: Context, stack: str) -> None:
+def build(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], image_name: str) -> None:
     """Fetch what is missing and build the images of STACK. Nothing is verified; `kiln image` does both.
 
     Example: kiln build cpu
     """
     with context.working():
-        _, _, built = _build(context, *context.locked(stack))
-    context.result("\n".join(f"{one.reference}  {one.digest}" for one in built), [asdict(one) for one in built])
+        _, built = build_stack(context.session, stack, Choice(sets, allow), image_name)
+    context.result("\n".join(f"{one.reference}  {one.digest}" for one in built.images), [asdict(one) for one in built.images])
 
 
 @cli.command()
 @STACK
+@SET
+@ALLOW
 @MODEL
 @click.pass_obj
-def verify(context: Context, stack: str, model: str) -> None:
+def verify(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], model: str) -> None:
     """Look at the built images of STACK with every check, and write their reports.
 
     Example: kiln verify cpu
     """
     from kiln.build import known_build
     from kiln.engine import ensure_engine
-    from kiln.render import render as run_render
 
-    pins, found = context.locked(stack)
     with context.working():
-        images = run_render(context.workspace, pins, found)
+        pins, found, images, _ = context.session.ready(stack, Choice(sets, allow))
         engine = ensure_engine(context.workspace.state, context.console)
         pairs = [(rendered, known_build(context.workspace, rendered, engine)) for rendered in images]
         missing = [rendered.image.name for rendered, built in pairs if built is None]
@@ -230,75 +285,153 @@ def verify(context: Context, stack: str, model: str) -> None:
                 f"{', '.join(missing)}: not built from these pins, or no longer in the engine",
                 fix=f"kiln build {stack}   (or: make image STACK={stack})",
             )
-        reports = [_verify(context, pins, found, rendered, built, engine, model) for rendered, built in pairs if built]
+        ready = BuiltStack(pins, found, engine, images, tuple(built for _, built in pairs if built))
+        reports = [_verify(context, ready, rendered, built, model) for rendered, built in pairs if built]
     _show_reports(context, reports)
 
 
 @cli.command()
 @STACK
+@SET
+@ALLOW
 @MODEL
+@click.option("--image", "image_name", metavar="NAME", help="Only this image of the stack, and those it stands on.")
 @click.pass_obj
-def image(context: Context, stack: str, model: str) -> None:
+def image(
+    context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], model: str, image_name: str
+) -> None:
     """Fetch, build and verify the images of STACK: `make image`. Does nothing that is done already.
 
+    \b
     Example: kiln image cpu
+             kiln image dsv4-mhc --set aiter=v0.1.14
     """
-    from kiln.verify.report import good_report, report_file
-    from kiln.verify.required import required_checks
-
     with context.working():
-        pins, found = context.locked(stack)
-        engine, pairs, built = _build(context, pins, found)
-        reports = []
-        for rendered, one in zip(pairs, built, strict=True):
-            known = (
-                good_report(context.workspace, one.digest, found.sha256, required_checks(rendered))
-                if model == "tiny"
-                else None
-            )
-            if known:
-                context.console.step(
-                    f"{rendered.image.name} is verified already: nothing to do (repeat it with: kiln verify {stack})"
-                )
-                reports.append((rendered, one, known, report_file(context.workspace, one.digest)))
-            else:
-                reports.append(_verify(context, pins, found, rendered, one, engine, model))
+        reports = _image(context, build_stack(context.session, stack, Choice(sets, allow), image_name)[1], stack, model)
     _show_reports(context, reports)
 
 
-def _build(context: Context, pins: Pins, found: Lock) -> tuple[Engine, tuple[Rendered, ...], list[Built]]:
-    """The images of a stack, built where they are not, and the engine that holds them."""
-    from kiln.build import build as run_build
-    from kiln.build import known_build
-    from kiln.engine import ensure_engine
-    from kiln.fetch import fetch as run_fetch
-    from kiln.host import ensure_mmdebstrap
-    from kiln.render import render as run_render
+def _image(context: Context, built: BuiltStack, stack: str, model: str) -> list[_Reported]:
+    """The reports of a built stack, made where there is no good one yet."""
+    from kiln.verify.report import good_report, report_file
+    from kiln.verify.required import required_checks
 
-    images = run_render(context.workspace, pins, found)
-    engine = ensure_engine(context.workspace.state, context.console)
-    built = []
-    for rendered in images:
-        known = known_build(context.workspace, rendered, engine)
+    reports = []
+    for rendered, one in zip(built.rendered, built.images, strict=True):
+        known = (
+            good_report(context.workspace, one.digest, built.lock.sha256, required_checks(rendered))
+            if model == "tiny"
+            else None
+        )
         if known:
             context.console.step(
-                f"{rendered.image.name} is built already: key {rendered.key[:16]}, {known.digest[:19]}…"
+                f"{rendered.image.name} is verified already: nothing to do (repeat it with: kiln verify {stack})"
             )
+            reports.append((rendered, one, known, report_file(context.workspace, one.digest)))
         else:
-            ensure_mmdebstrap(context.workspace.state, context.console)
-            run_fetch(pins, found, context.store, context.workspace.state / "apt", context.console)
-            known = run_build(context.workspace, pins, found, rendered, context.store, engine, context.console)
-        built.append(known)
-    return engine, images, built
+            reports.append(_verify(context, built, rendered, one, model))
+    return reports
 
 
-def _verify(
-    context: Context, pins: Pins, found: Lock, rendered: Rendered, built: Built, engine: Engine, model: str
-) -> _Reported:
+@cli.command()
+@STACK
+@SET
+@ALLOW
+@click.option(
+    "--standins",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder of stand-ins (tests/rehearsal/standins.py makes one).",
+)
+@click.pass_obj
+def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], standins: Path) -> None:
+    """Lock, build and verify a ROCm STACK from stand-ins for its upstreams: the same files and steps, without ROCm's compilers.
+
+    Example: kiln rehearse dsv4-mhc --standins .kiln/standins --set aiter=v0.1.14
+    """
+    from kiln.engine import ensure_engine
+    from kiln.lock import make_lock
+    from kiln.rehearse import rehearsal
+
+    with context.working():
+        engine = ensure_engine(context.workspace.state, context.console)
+        session = rehearsal(context.workspace, standins, stack, engine, context.console)
+        make_lock(session.workspace, session.pins(stack, Choice()), session.store, session.console, session.upstreams())
+        apart = replace(context, given_session=session)
+        reports = _image(apart, build_stack(session, stack, Choice(sets, allow))[1], stack, "tiny")
+    _show_reports(apart, reports)
+
+
+@cli.command()
+@click.argument("stack", required=False)
+@SET
+@ALLOW
+@click.option("--ask", is_flag=True, help="Fetch the histories that decide, where they are not in the cache.")
+@click.pass_obj
+def advisories(context: Context, stack: str | None, sets: tuple[str, ...], allow: tuple[str, ...], ask: bool) -> None:
+    """Explain the known-bad combinations, or say which of them STACK is.
+
+    \b
+    Example: kiln advisories
+             kiln advisories dsv4-mhc --set aiter=v0.1.13.post1
+    """
+    from kiln.advisories import described, enforce, read_advisories
+
+    known = read_advisories(context.workspace)
+    if stack is None:
+        data = [{key: getattr(item, key) for key in ("id", "title", "severity", "scope", "symptom", "instead", "evidence")} for item in known]
+        context.result("\n\n".join(described(item) for item in known), data)
+        return
+    pins = context.session.pins(stack, Choice(sets))
+    context.session.early_refusal(pins, allow)
+    found = context.session.lock(pins)
+    from kiln.render import render as run_render
+
+    findings = context.session.findings(pins, found, run_render(context.workspace, pins, found), ask=ask)
+    lines = [f"{item.effect:6} {item.advisory.id} (decided by {item.decided_by}): {item.because}" for item in findings]
+    context.result(
+        "\n".join(lines) or f"no advisory applies to {stack}: {len(known)} were looked at",
+        [{"id": item.advisory.id, "effect": item.effect, "because": item.because, "decided_by": item.decided_by} for item in findings],
+    )
+    enforce(findings, allow, [item.id for item in known])
+
+
+@cli.group()
+def pins() -> None:
+    """What the pins of a stack say, and whether any of it can move."""
+
+
+@pins.command("audit")
+@STACK
+@SET
+@click.pass_obj
+def pins_audit(context: Context, stack: str, sets: tuple[str, ...]) -> None:
+    """List every input of STACK that can change without its pins or its lock changing, in the lock and in the rendered Dockerfiles.
+
+    Example: kiln pins audit dsv4-mhc
+    """
+    from kiln.audit import audit, judge_audit
+
+    chosen, found, images, _ = context.session.ready(stack, Choice(sets), refuse=False)
+    result = audit(chosen, found, images)
+    context.result(str(result), asdict(result))
+    judge_audit(result, stack)
+
+
+def _verify(context: Context, stack: BuiltStack, rendered: Rendered, built: Built, model: str) -> _Reported:
     from kiln.verify.run import verify as run_verify
 
     verified = run_verify(
-        context.workspace, pins, found, rendered, built, engine, context.store, context.console, model
+        context.workspace,
+        stack.pins,
+        stack.lock,
+        rendered,
+        stack.rendered,
+        built,
+        stack.engine,
+        context.store,
+        context.console,
+        model,
     )
     return rendered, built, verified.report, verified.path
 

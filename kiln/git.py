@@ -56,11 +56,21 @@ class GitSource:
 class GitCache:
     """Bare repositories in one folder, one an upstream URL, made on demand; any number of processes may use it at once."""
 
-    def __init__(self, folder: Path, config: Config, *, ask_seconds: float = 60, fetch_seconds: float = 3600) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        ask_seconds: float = 60,
+        fetch_seconds: float = 3600,
+        offline: bool = False,
+    ) -> None:
+        """``offline`` asks nobody: what is not in the cache is UpstreamError, or not known."""
         self.folder = folder
         self.config = config
         self._ask_seconds = ask_seconds
         self._fetch_seconds = fetch_seconds
+        self._offline = offline
 
     def resolve(self, url: str, ref: str) -> str:
         """The commit that ``ref`` names now: a tag (peeled), else a branch, a full commit, or 7 to 39 digits of one.
@@ -197,6 +207,10 @@ class GitCache:
                 pass
         return repository
 
+    def _may_ask(self, url: str) -> None:
+        if self._offline:
+            raise UpstreamError(f"{shown(url)} is not in the cache, and nobody is asked now")
+
     def _no_answer(self, url: str, answer: Answer) -> UpstreamError:
         target = self.config.mirrored(url)
         mirrored = f" (mirrored: {shown(target)})" if target != url else ""
@@ -212,6 +226,7 @@ class GitCache:
         return (" ".join(["--upload-pack=git", *(f'-c "{setting}"' for setting in settings), "upload-pack"]),)
 
     def _ls_remote(self, url: str, seconds: float, *patterns: str, only: Sequence[str] = ()) -> Answer:
+        self._may_ask(url)
         words = ("ls-remote", "--quiet", *only, *self._serve(url), "--", self.config.mirrored(url), *patterns)
         return self._repository(url).ask(*words, seconds=seconds, online=True)
 
@@ -284,6 +299,7 @@ class GitCache:
             raise self._no_answer(url, answer)
 
     def _fetch(self, repository: Repository, url: str, options: Sequence[str], refs: Sequence[str]) -> Answer:
+        self._may_ask(url)
         # The address has a name while git runs, for git leaves nothing out of what it fetches from a nameless path.
         return repository.ask(
             "-c", f"remote.kiln.url={self.config.mirrored(url)}", "fetch", "--quiet", "--force", "--no-tags",

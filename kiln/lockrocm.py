@@ -190,7 +190,7 @@ class _Locking:
         old = next((a for a in self.old.archives if (a.component, a.name) == (component.name, pin.name)), None)
         try:
             if pin.version_from and not git:
-                raise UpstreamError(f"its address has a part that {pin.version_from} of the source names, and the source is not resolved")
+                raise UpstreamError(f"{pin.version_from} of the source names a part of its address, and the source is not resolved")
             version = ""
             if pin.version_from and git:
                 text = self.upstreams.git.file_at(git.url, git.commit, pin.version_from)
@@ -219,10 +219,8 @@ class _Locking:
 
     def wheels(self, workspace: Workspace) -> tuple[Wheel, ...]:
         holders = [component for component in self.pins.components if component.holds_wheels]
-        absent = sorted({name for component in self.pins.components for name in component.provides})
-        asked = [(item.name, item.wheels, item.requires) for item in holders]
-        as_of = self.pins.as_of
-        root = digest_of([asked, self.pins.tools, absent, self.pins.python, self.pins.glibc, as_of])
+        absent, as_of = _absent(self.pins), self.pins.as_of
+        root = wheel_root(self.pins)
         self.roots["wheels"] = root
         if dict(self.old.roots).get("wheels") == root and not self.upgrade:
             return self.old.wheels
@@ -295,6 +293,17 @@ class _Locking:
         because = error.what + (f" ({error.why.splitlines()[-1]})" if error.why else "")
         reason = f"{what}: {because}" if what else because
         self.unresolved.append(Unresolved(kind, name, ref, reason))
+
+
+def _absent(pins: Pins) -> list[str]:
+    """The distributions that are built from source, so that no index may bring them."""
+    return sorted({name for component in pins.components for name in component.provides})
+
+
+def wheel_root(pins: Pins) -> str:
+    """The checksum over everything in the pins that decides which wheels are chosen."""
+    asked = [(item.name, item.wheels, item.requires) for item in pins.components if item.holds_wheels]
+    return digest_of([asked, pins.tools, _absent(pins), pins.python, pins.glibc, pins.as_of])
 
 
 def _host(url: str) -> str:

@@ -33,7 +33,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: the image in its engine, and what it is meant to be."""
+    """What is looked at: the image in its engine, and what it is meant to be. ``components`` are those of the images below it too."""
 
     workspace: Workspace
     pins: Pins
@@ -44,6 +44,7 @@ class Subject:
     built: Built
     engine: Engine
     client: docker.DockerClient
+    components: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from kiln.image import Setting
+from kiln.image import Image, Setting
 from kiln.model import Model
 from kiln.verify.checks import Check, Outcome, Subject, failed, passed
 from kiln.verify.serve import Served, serve
@@ -42,6 +42,13 @@ def generate_checks(subject: Subject, model: Model) -> list[Check]:
             )
         )
     return checks
+
+
+def unserved_checks(image: Image) -> list[Check]:
+    """The same checks for a machine that cannot serve with the image: skipped, each of them, and the reason said."""
+    reason = "serving with this image needs an AMD GPU (/dev/kfd), and this machine has none"
+    ids = [f"serve.{setting.name}.{what}" for setting in image.settings for what in ("answers", "path")]
+    return [Check(name, "generate", reason, lambda: Outcome("skip", reason)) for name in ids]
 
 
 def _setting_checks(runs: _Runs, setting: Setting) -> list[Check]:

@@ -21,7 +21,7 @@ from kiln.pins import Pins
 from kiln.render import Rendered
 from kiln.store import Store
 from kiln.verify.checks import Subject, run_checks
-from kiln.verify.generate import generate_checks
+from kiln.verify.generate import generate_checks, unserved_checks
 from kiln.verify.report import make_report, write_report
 from kiln.verify.static import static_checks
 from kiln.workspace import Workspace
@@ -42,35 +42,43 @@ def verify(
     pins: Pins,
     lock: Lock,
     rendered: Rendered,
+    stack: tuple[Rendered, ...],
     built: Built,
     engine: Engine,
     store: Store,
     console: Console,
     model: str = TINY,
 ) -> Verified:
-    """Look at a built image with every check it has, and write the report.
+    """Look at a built image with every check it has, and write the report. ``stack`` are all images of the stack: some stand on others.
 
     ``model`` is ``tiny``, ``tiny-wrong`` (trained on other answers: the check must fail) or a folder. Raises ModelError or
     EngineError where nothing can be looked at; what the checks found is for ``report.judge``.
     """
     began = datetime.now(UTC)
     console.step(f"verifying {built.image} {built.digest[:19]}…")
-    with connect(engine) as client, ExitStack() as stack:
+    with connect(engine) as client, ExitStack() as opened:
         if left := remove_left_over(client):
             console.note(f"removed {left} containers of a run that was killed")
+        chain = [one for one in stack if one.image.name in rendered.parents] + [rendered]
         subject = Subject(
             workspace,
             pins,
             lock,
             rendered.image,
             rendered.labels,
-            source_wheels(workspace, pins, rendered),
+            tuple(name for one in chain for name in source_wheels(workspace, pins, one)),
             built,
             engine,
             client,
+            tuple(name for one in chain for name in one.image.components),
         )
+        if not rendered.image.settings or (rendered.image.needs == "gpu" and not gpu_here()):
+            results = run_checks([*static_checks(subject), *unserved_checks(rendered.image)], console)
+            versions = {unit.name: unit.version for one in chain for unit in one.units}
+            report = make_report(subject, results, versions, "", began)
+            return Verified(report, write_report(workspace, report, other_model=False))
         if model in (TINY, TINY_WRONG):
-            checkpoint = stack.enter_context(
+            checkpoint = opened.enter_context(
                 tiny_model(workspace, client, built.reference, store, console, wrong_answers=model == TINY_WRONG)
             )
         else:
@@ -84,8 +92,10 @@ def verify(
 
 def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple[str, ...]:
     """The distributions that the image's components build from the project's own sources, by canonical name."""
-    sources = [source for component in rendered.image.components for source in pins.by_name[component].sources]
-    return tuple(
+    components = [pins.by_name[name] for name in rendered.image.components]
+    sources = [source for component in components for source in component.sources]
+    provided = [name for component in components for name in component.provides]
+    return *provided, *(
         str(
             canonicalize_name(
                 tomllib.loads((workspace.root / source / "pyproject.toml").read_text(encoding="utf-8"))["project"][
@@ -95,3 +105,8 @@ def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple
         )
         for source in sources
     )
+
+
+def gpu_here() -> bool:
+    """Whether this machine has an AMD GPU that a container can be given."""
+    return Path("/dev/kfd").exists()

@@ -63,10 +63,13 @@ def config(subject: Subject) -> Outcome:
     settings = found.get("Config") or {}
     environment = dict(item.split("=", 1) for item in settings.get("Env") or [])
     environment.pop("PATH", None)
+    if subject.pins.base:
+        # The base image brings variables of its own; what is ours must be among them.
+        environment = {name: value for name, value in environment.items() if name in dict(subject.image.env)}
     operating_system, architecture = subject.pins.platform.split("/")
     expected = {
-        "entry point": list(subject.image.entrypoint),
-        "command": None,
+        "entry point": list(subject.image.entrypoint) or None,
+        "command": list(subject.image.command) or None,
         "user": subject.image.user,
         "folder": subject.image.workdir,
         "platform": f"{operating_system}/{architecture}",
@@ -74,7 +77,7 @@ def config(subject: Subject) -> Outcome:
     }
     seen = {
         "entry point": settings.get("Entrypoint"),
-        "command": settings.get("Cmd"),
+        "command": settings.get("Cmd") or None,
         "user": settings.get("User"),
         "folder": settings.get("WorkingDir"),
         "platform": f"{found.get('Os')}/{found.get('Architecture')}",
@@ -85,7 +88,7 @@ def config(subject: Subject) -> Outcome:
         failed("\n".join(wrong))
         if wrong
         else passed(
-            f"{' '.join(subject.image.entrypoint)} as {subject.image.user}, {len(environment)} variables", **seen
+            f"{' '.join(subject.image.entrypoint or subject.image.command)} as {subject.image.user}, {len(environment)} variables", **seen
         )
     )
 
@@ -93,6 +96,9 @@ def config(subject: Subject) -> Outcome:
 def labels(subject: Subject) -> Outcome:
     """The image's labels against what the lock and the pins render to."""
     seen = (_config(subject).get("Config") or {}).get("Labels") or {}
+    if subject.pins.base:
+        # Labels of the base image stay; none of them is ours to judge.
+        seen = {name: value for name, value in seen.items() if name in dict(subject.labels) or name.startswith("io.kiln.")}
     wrong = differing(dict(subject.labels), seen)
     return (
         failed("\n".join(wrong))
@@ -137,7 +143,7 @@ def wheels(subject: Subject, contents: _Contents) -> Outcome:
         return failed(f"installed more than once: {', '.join(sorted(twice))}")
     expected = {
         wheel.name: wheel.version
-        for component in subject.image.components
+        for component in subject.components or subject.image.components
         for wheel in subject.lock.wheels_of(component)
     }
     seen = dict(found)
@@ -156,7 +162,12 @@ def debian(subject: Subject, contents: _Contents) -> Outcome:
     seen = dict(contents.get()["debs"])
     if not seen:
         return errored("the image lists no packages at all")
-    wrong = differing({deb.name: deb.version for deb in subject.lock.debs}, seen)
+    expected = {deb.name: deb.version for deb in subject.lock.debs}
+    if subject.pins.base:
+        # The base image has packages of its own; those that were laid on it must be there as locked.
+        wrong = differing(expected, {name: version for name, version in seen.items() if name in expected})
+    else:
+        wrong = differing(expected, seen)
     return (
         failed("\n".join(wrong))
         if wrong

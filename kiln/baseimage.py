@@ -1,0 +1,56 @@
+"""The image that a ROCm stack stands on: pulled by digest, from a mirror where one is set, and asked what packages it has."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+from docker import DockerClient
+from docker.errors import DockerException, NotFound
+
+from kiln.config import Config
+from kiln.console import Console
+from kiln.containers import connect
+from kiln.engine import Engine, image_document
+from kiln.errors import UpstreamError
+from kiln.lockfile import BaseImage
+from kiln.process import run
+
+STATUS = "/var/lib/dpkg/status"
+PULL_SECONDS = 6 * 3600
+
+
+def ensure_base(engine: Engine, config: Config, image: BaseImage, console: Console) -> None:
+    """Make sure that the engine holds the base image, by digest, under its own name. Raises UpstreamError where nobody has it."""
+    if image_document(engine, image.reference):
+        return
+    place = f"{config.mirrored(image.name)}@{image.digest}"
+    console.step(f"pulling the base image {place}")
+    done = run(["docker", "pull", "--quiet", place], env=engine.environment, timeout=PULL_SECONDS)
+    if done.code != 0:
+        raise UpstreamError(f"the base image {image.name}:{image.tag} could not be pulled", why=done.tail(3))
+    # A Dockerfile names the upstream, whoever served it.
+    run(["docker", "tag", place, f"{image.name}:{image.tag}"], env=engine.environment)
+
+
+def package_status(engine: Engine, reference: str) -> bytes:
+    """What dpkg says is installed in an image that the engine holds. Raises UpstreamError where it holds no such file."""
+    with connect(engine) as client:
+        return read_file(client, reference, STATUS)
+
+
+def read_file(client: DockerClient, reference: str, path: str) -> bytes:
+    """One file of an image, without starting it. Raises UpstreamError where the image or the file is not there."""
+    try:
+        made = client.containers.create(reference, command=["true"], network_mode="none")
+    except DockerException as error:
+        raise UpstreamError(f"{reference} is not in the engine", why=str(error)) from error
+    try:
+        blocks, _ = made.get_archive(path)
+        with tarfile.open(fileobj=io.BytesIO(b"".join(blocks))) as tar:
+            member = tar.extractfile(tar.getmembers()[0])
+            return member.read() if member else b""
+    except NotFound as error:
+        raise UpstreamError(f"{reference} has no {path}", why="It is no image of Debian's or Ubuntu's kind.") from error
+    finally:
+        made.remove(force=True)

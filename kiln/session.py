@@ -1,0 +1,313 @@
+"""One stack, made ready for a command: its pins with what the command line chose, its lock, and what the advisories say of them.
+
+The stages do not know each other; this is where a command gets them in their order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kiln.config import Config, read_config
+from kiln.console import Console
+from kiln.errors import LockMissingError, LockStaleError, SourceError, UnresolvedError, UpstreamError, UsageError
+from kiln.lockfile import BaseImage, Lock, read_lock
+from kiln.overrides import apply_choices
+from kiln.pins import Pins, read_pins
+from kiln.store import Store, write_whole
+from kiln.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kiln.advisories import Finding
+    from kiln.build import Built
+    from kiln.engine import Engine
+    from kiln.fetch import Fetched
+    from kiln.git import GitCache
+    from kiln.lockrocm import Upstreams
+    from kiln.render import Rendered
+
+REACH_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the command line says beside the stack's name: refs to take instead of the pins', and advisories to go past."""
+
+    sets: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Standins:
+    """What a rehearsal takes in place of the base image: an OCI layout with its digest, and the name that the engine has it under."""
+
+    base_layout: Path
+    base_digest: str
+    base_name: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """The workspace at work on a stack. What is given beside the first three is a rehearsal's, in place of what is found otherwise."""
+
+    workspace: Workspace
+    store: Store
+    console: Console
+    standins: Standins | None = None
+    given_engine: Engine | None = None
+    given_config: Config | None = None
+    given_git: GitCache | None = None
+
+    @cached_property
+    def config(self) -> Config:
+        """Mirrors and apt sources, from kiln.toml and the environment."""
+        return self.given_config or read_config(self.workspace)
+
+    @cached_property
+    def git(self) -> GitCache:
+        """The cache of git repositories."""
+        from kiln.git import GitCache
+
+        return self.given_git or GitCache(self.workspace.state / "git", self.config)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The container engine; one is started where there is none. Raises HostError, EngineError."""
+        from kiln.engine import ensure_engine
+
+        return self.given_engine or ensure_engine(self.workspace.state, self.console)
+
+    def pins(self, stack: str, choice: Choice) -> Pins:
+        """The pins of a stack with the command line's choices. Raises PinsError, UsageError."""
+        return apply_choices(read_pins(self.workspace, stack), choice.sets)
+
+    def lock(self, pins: Pins) -> Lock:
+        """The lock of these pins. With choices that were never locked, they are resolved now, and what they leave alone stays as it is locked.
+
+        Raises LockMissingError, LockStaleError, LockInvalidError, and what resolving raises.
+        """
+        try:
+            return read_lock(self.workspace, pins)
+        except (LockMissingError, LockStaleError):
+            if not pins.overrides:
+                raise
+        from kiln.lock import make_lock
+
+        self.console.step(f"resolving {', '.join(f'{name}={ref}' for name, ref in pins.overrides)}")
+        make_lock(self.workspace, pins, self.store, self.console, self.upstreams())
+        return read_lock(self.workspace, pins)
+
+    def upstreams(self) -> Upstreams:
+        """Whom locking asks."""
+        from kiln.lockrocm import Upstreams
+
+        return Upstreams(self.config, self.git, self.package_status)
+
+    def package_status(self, image: BaseImage) -> bytes:
+        """What dpkg says is installed in the base image (or in its stand-in). Raises UpstreamError."""
+        from kiln.baseimage import ensure_base, package_status
+
+        if self.standins:
+            return package_status(self.engine, self.standins.base_name)
+        ensure_base(self.engine, self.config, image, self.console)
+        return package_status(self.engine, image.reference)
+
+    def early_refusal(self, pins: Pins, allow: Collection[str]) -> None:
+        """Raise AdvisoryError where the pins alone, nothing asked and nothing fetched, are known to be bad."""
+        from kiln.advisories import enforce, read_advisories
+
+        if pins.target != "rocm":
+            return
+        advisories = read_advisories(self.workspace)
+        findings = [finding for finding in self.findings(pins, None, ()) if finding.decided_by != "unknown"]
+        enforce(findings, allow, [advisory.id for advisory in advisories])
+
+    def findings(
+        self, pins: Pins, lock: Lock | None, images: Sequence[Rendered], *, ask: bool = False
+    ) -> tuple[Finding, ...]:
+        """What the advisories say of these pins, this lock and these recipes.
+
+        A source's history decides where it is in the cache; ``ask`` fetches it where it is not.
+        """
+        from kiln.advisories import judge, read_advisories
+        from kiln.advisory_rules import Facts
+        from kiln.git import GitCache
+
+        if pins.target != "rocm":
+            return ()
+        commits = {git.component: git.commit for git in lock.gits} if lock else {}
+        refs = {name: item.ref for name, item in pins.by_name.items()}
+        environment = {key: value for rendered in images for key, value in rendered.image.env}
+        urls = {name: item.git for name, item in pins.by_name.items()}
+        facts = Facts(
+            aiter_ref=refs.get("aiter", ""),
+            aiter_commit=commits.get("aiter", ""),
+            vllm_ref=refs.get("vllm", ""),
+            vllm_commit=commits.get("vllm", ""),
+            rocm=pins.base.rocm if pins.base else "",
+            archs=pins.archs,
+            recipes={unit.name: unit.stage for rendered in images for unit in rendered.units},
+            environment=environment,
+        )
+        # Stand-ins have no history of AITER's or vLLM's: there the refs decide, by the table.
+        if lock and self.standins:
+            facts = replace(facts, aiter_commit="", vllm_commit="")
+        elif lock:
+            cache = self.git if ask else GitCache(self.workspace.state / "git", self.config, offline=True)
+
+            def file_at(name: str, commit: str, path: str) -> bytes | None:
+                try:
+                    return cache.file_at(urls[name], commit, path)
+                except (UpstreamError, SourceError):
+                    return None
+
+            facts = replace(facts, contains=lambda name, *commits: cache.contains(urls[name], *commits), file_at=file_at)
+        return judge(read_advisories(self.workspace), facts)
+
+    def ready(self, stack: str, choice: Choice, *, refuse: bool = True) -> tuple[Pins, Lock, tuple[Rendered, ...], tuple[Finding, ...]]:
+        """Pins, lock, rendered images and findings of a stack. Raises AdvisoryError (with ``refuse``) where a finding is not allowed."""
+        from kiln.advisories import enforce, read_advisories
+        from kiln.render import render
+
+        pins = self.pins(stack, choice)
+        if refuse:
+            self.early_refusal(pins, choice.allow)
+        lock = self.lock(pins)
+        images = render(self.workspace, pins, lock)
+        findings = self.findings(pins, lock, images)
+        if pins.target == "rocm":
+            ids = [advisory.id for advisory in read_advisories(self.workspace)]
+            applying = enforce(findings, choice.allow if refuse else ids, ids)
+            allowed = tuple(name for name in applying if name in choice.allow)
+            if allowed:
+                pins = replace(pins, allowed=allowed)
+                images = render(self.workspace, pins, lock)
+        return pins, lock, images, findings
+
+    def require_resolved(self, pins: Pins, lock: Lock) -> None:
+        """Raise UnresolvedError naming everything that is open, whom one cannot reach from here, and the ways on."""
+        if not lock.unresolved:
+            return
+        silent = self._unreachable(pins, lock)
+        try:
+            lock.require_resolved()
+        except UnresolvedError as error:
+            if not silent:
+                raise
+            why = "not reached from this machine:\n" + "\n".join(f"  {line}" for line in silent) + "\n\nopen:\n" + _indented(error.why)
+            fix = (
+                "either name a mirror or a local clone for what is not reached (kiln.toml [mirrors] or KILN_MIRRORS, see docs/mirrors.md) and run\n"
+                f"  kiln lock {pins.stack}\n"
+                "or build the stack that needs none of it, on any machine:\n"
+                "  make image STACK=cpu"
+            )
+            raise UnresolvedError(error.what, why=why, fix=fix) from None
+
+    def _unreachable(self, pins: Pins, lock: Lock) -> list[str]:
+        """Whom of those that the open entries need one cannot reach now, a line each; every host is asked once, all at the same time."""
+        from concurrent.futures import ThreadPoolExecutor
+        from urllib.parse import urlsplit
+
+        from kiln.errors import KilnError
+        from kiln.registry import tag_digest
+
+        open_names = {entry.name for entry in lock.unresolved}
+        urls = [item.git for item in pins.components if item.git and item.name in open_names]
+        hosts: dict[str, str] = {}
+        for url in urls:
+            hosts.setdefault(urlsplit(self.config.mirrored(url)).netloc or self.config.mirrored(url), url)
+
+        def registry() -> str:
+            assert pins.base is not None, "only a stack on a base image has open entries"
+            try:
+                tag_digest(self.config, pins.base.image, pins.base.tag)
+            except KilnError as error:
+                return f"{pins.base.image} ({error.why or error.what})"
+            return ""
+
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(self.git.reachable, url, REACH_SECONDS) for url in hosts.values()]
+            base = pool.submit(registry)
+            found = [f"{host} ({reason})" for host, job in zip(hosts, asked, strict=True) if (reason := job.result())]
+            return found + ([base.result()] if base.result() else [])
+
+
+    def base_override(self, pins: Pins, lock: Lock, engine: Engine) -> tuple[str, ...]:
+        """Have the base image where BuildKit finds it; in a rehearsal, a bake file that puts the stand-in in its place."""
+        from kiln.baseimage import ensure_base
+
+        if not pins.base:
+            return ()
+        if not self.standins:
+            for image in lock.images:
+                ensure_base(engine, self.config, image, self.console)
+            return ()
+        place = f"oci-layout://{self.standins.base_layout}@{self.standins.base_digest}"
+        # BuildKit looks for a context under the reference's short form, in which Docker Hub has no host.
+        name = pins.base.reference.removeprefix("docker.io/")
+        exchanged = {"target": {image: {"contexts": {name: place}} for image in pins.images[:1]}}
+        write_whole(self.workspace.state / "standins.json", json.dumps(exchanged, indent=2) + "\n")
+        return ("standins.json",)
+
+    def fetch(self, pins: Pins, lock: Lock) -> Fetched:
+        """Every input of the lock into the store: files, then sources."""
+        from kiln.fetch import fetch, fetch_sources
+
+        done = fetch(pins, lock, self.store, self.workspace.state / "apt", self.console, self.config)
+        fetch_sources(lock, self.store, self.git, self.console)
+        return done
+
+
+@dataclass(frozen=True)
+class BuiltStack:
+    """A stack whose images are in the engine."""
+
+    pins: Pins
+    lock: Lock
+    engine: Engine
+    rendered: tuple[Rendered, ...]
+    images: tuple[Built, ...]
+
+
+def build_stack(session: Session, stack: str, choice: Choice, image: str = "") -> tuple[tuple[Finding, ...], BuiltStack]:
+    """The images of a stack in the engine, built where they are not; ``image`` names one to end with.
+
+    Raises what the stages raise; UnresolvedError and AdvisoryError before anything is fetched or started.
+    """
+    from kiln.build import build, known_build
+    from kiln.host import ensure_mmdebstrap
+
+    pins, lock, images, findings = session.ready(stack, choice)
+    for finding in findings:
+        session.console.note(f"advisory {finding.advisory.id}: {finding.because}")
+    session.require_resolved(pins, lock)
+    if image:
+        names = [rendered.image.name for rendered in images]
+        if image not in names:
+            raise UsageError(f"{stack!r} has no image {image!r}", why=f"It has {', '.join(names)}.", fix="name one of them")
+        chosen = next(rendered for rendered in images if rendered.image.name == image)
+        images = tuple(rendered for rendered in images if rendered.image.name in (*chosen.parents, image))
+    engine = session.engine
+    built = []
+    for rendered in images:
+        known = known_build(session.workspace, rendered, engine)
+        if known:
+            session.console.step(f"{rendered.image.name} is built already: key {rendered.key[:16]}, {known.digest[:19]}…")
+        else:
+            if not pins.base:
+                ensure_mmdebstrap(session.workspace.state, session.console)
+            session.fetch(pins, lock)
+            more_files = session.base_override(pins, lock, engine)
+            known = build(
+                session.workspace, pins, lock, rendered, session.store, engine, session.console, more_files
+            )
+        built.append(known)
+    return findings, BuiltStack(pins, lock, engine, images, tuple(built))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

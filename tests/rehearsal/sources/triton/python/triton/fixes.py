@@ -1,0 +1,6 @@
+FIRST = 0
+
+
+
+
+SECOND = 0

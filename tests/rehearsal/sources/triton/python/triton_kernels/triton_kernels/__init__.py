@@ -1,0 +1,1 @@
+WHOSE = "a stand-in for the kernels that Triton ships"
