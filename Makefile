@@ -1,35 +1,57 @@
 # The verbs for people. No logic of its own: every verb is one kiln command in Kiln's own tool environment.
-STACK ?= cpu
+STACK ?= dsv4-mhc
 MODEL ?=
 PYTHON ?= python3
 
 KILN = .kiln/venv/bin/kiln
-PYTEST = .kiln/venv-dev/bin/python -m pytest
+DEVPYTHON = .kiln/venv-dev/bin/python
+PYTEST = $(DEVPYTHON) -m pytest
+# make image AITER=v0.1.14: another tag, commit or version than the pins', for this run (SAVE=1 make lock writes it into them).
+CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torch=$(TORCH) base=$(BASE) archs=$(ARCHS)
+SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: help image verify lock fetch render plan engine-down tools dev test test-fast lint clean
+.PHONY: help image base serving verify lock fetch render plan audit advisories rehearse engine-down tools dev test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
-	@echo "  STACK=$(STACK)   the stack to work on (pins/STACK.toml)"
+	@echo "  STACK=$(STACK)   the stack to work on (pins/STACK.toml); STACK=cpu needs no GPU"
+	@echo "  AITER= VLLM= TILELANG= TRITON= TORCH= BASE= ARCHS=   choose other refs than the pins'"
+	@echo "  ALLOW_ADVISORY=id   go past a known-bad combination; the image says so for ever"
 
 image: tools ## fetch, build and verify the images of STACK
-	@$(KILN) image $(STACK) $(if $(MODEL),--model $(MODEL))
+	@$(KILN) image $(STACK) $(SETS) $(if $(MODEL),--model $(MODEL))
+
+base: tools ## the same for the base image alone
+	@$(KILN) image $(STACK) $(SETS) --image rocm-base
+
+serving: tools ## the same for the serving image, and the base image that it stands on
+	@$(KILN) image $(STACK) $(SETS) --image rocm-serving $(if $(MODEL),--model $(MODEL))
 
 verify: tools ## look at the built images of STACK again
-	@$(KILN) verify $(STACK) $(if $(MODEL),--model $(MODEL))
+	@$(KILN) verify $(STACK) $(SETS) $(if $(MODEL),--model $(MODEL))
 
 lock: tools ## resolve the pins of STACK anew and write the lock
-	@$(KILN) lock $(STACK)
+	@$(KILN) lock $(STACK) $(SETS) $(if $(SAVE),--save)
 
 fetch: tools ## download the locked inputs of STACK
-	@$(KILN) fetch $(STACK)
+	@$(KILN) fetch $(STACK) $(SETS)
 
 render: tools ## write the Dockerfiles of STACK into images/
 	@$(KILN) render $(STACK)
 
 plan: tools ## show the components of STACK and their build keys
-	@$(KILN) plan $(STACK)
+	@$(KILN) plan $(STACK) $(SETS)
+
+audit: tools ## list every input of STACK that could change
+	@$(KILN) pins audit $(STACK) $(SETS)
+
+advisories: tools ## say which known-bad combinations STACK is
+	@$(KILN) advisories $(STACK) $(SETS)
+
+rehearse: tools dev ## build the ROCm images from stand-ins for their upstreams: everything but the compilers and the GPU
+	@$(DEVPYTHON) tests/rehearsal/standins.py .kiln/standins
+	@$(KILN) rehearse $(STACK) --standins .kiln/standins $(SETS)
 
 engine-down: tools ## stop the private container engine, if kiln started one
 	@$(KILN) engine down
@@ -43,7 +65,7 @@ dev: ## the same with what tests and linters need (.kiln/venv-dev)
 test-fast: dev ## unit and golden tests: seconds, offline, no engine
 	@$(PYTEST) -q -n 2 tests/unit tests/golden
 
-test: dev lint ## all tests: with a real engine, and `make image STACK=cpu` end to end
+test: dev lint ## all tests: with a real engine, the rehearsal, and `make image STACK=cpu` end to end
 	@$(PYTEST) --durations=5 tests
 
 lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is current
@@ -51,6 +73,8 @@ lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is 
 	@.kiln/venv-dev/bin/mypy
 	@.kiln/venv-dev/bin/hadolint --config ci/hadolint.yaml images/*/Dockerfile
 	@.kiln/venv-dev/bin/kiln --quiet render cpu --check
+	@.kiln/venv-dev/bin/kiln --quiet render dsv4-mhc --check
+	@.kiln/venv-dev/bin/kiln --quiet pins audit dsv4-mhc
 
 clean: ## stop the private engine and remove everything kiln made (.kiln)
 	@if [ -x $(KILN) ]; then $(KILN) engine down; fi

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -201,7 +202,7 @@ def _bake(
     metadata = workspace.state / "images" / f"{name}.metadata.json"
     metadata.unlink(missing_ok=True)
     watcher = BuildWatcher(console)
-    with log.open("w", encoding="utf-8") as stream, disk_full_is_an_error(workspace.state):
+    with log.open("w", encoding="utf-8") as stream, disk_full_is_an_error(workspace.state), watcher:
         process = subprocess.Popen(
             bake_argv(rendered, more_files),
             cwd=workspace.state,
@@ -238,18 +239,48 @@ def _bake(
 
 
 class BuildWatcher:
-    """Reads BuildKit's plain progress: says what begins and ends, keeps each step's last lines for the message on failure."""
+    """Reads BuildKit's plain progress: says what is being done and how long it took, keeps each step's last lines for the message on failure.
+
+    BuildKit names a step before it says whether it has it in its cache, so a step is spoken of once it did not end within a second, or
+    when it has ended; one from the cache is only counted.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._names: dict[str, str] = {}
+        self._began: dict[str, float] = {}
         self._lines: dict[str, deque[str]] = {}
         self._last: deque[str] = deque(maxlen=15)
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self.cached = 0
         self.failure = ""
         self._failed = ""
 
+    def __enter__(self) -> BuildWatcher:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1):
+            self.tick(time.monotonic())
+
+    def tick(self, now: float) -> None:
+        """Speak of the steps that have been running for a second."""
+        with self._lock:
+            for number in [number for number, began in self._began.items() if now - began >= 1]:
+                del self._began[number]
+                self._console.note(short_step(self._names[number]))
+
     def line(self, line: str) -> None:
         """One line of BuildKit's output."""
+        with self._lock:
+            self._line(line)
+
+    def _line(self, line: str) -> None:
         self._last.append(line)
         match = _STEP.match(line)
         if not match:
@@ -261,12 +292,14 @@ class BuildWatcher:
         if text.startswith("[") and number not in self._names:
             self._names[number] = text
             if "RUN" in text or "ADD" in text:
-                self._console.note(short_step(text))
-        elif text.startswith(("DONE", "CACHED")):
-            name = self._names.get(number, "")
-            if "RUN" in name:
-                self._console.note(f"{short_step(name).split(':')[0]}: {text.lower()}")
+                self._began[number] = time.monotonic()
+        elif text.startswith(("DONE", "CACHED", "CANCELED")):
+            self._began.pop(number, None)
+            self.cached += text == "CACHED"
+            if text.startswith("DONE") and "RUN" in self._names.get(number, ""):
+                self._console.note(f"{short_step(self._names[number]).split(':')[0]}: {text.lower()}")
         elif text.startswith("ERROR"):
+            self._began.pop(number, None)
             self.failure = f"the build step {short_step(self._names.get(number, ''))} failed"
             self._failed = number
         elif text.startswith("exporting") and number not in self._names:

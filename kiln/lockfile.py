@@ -151,7 +151,7 @@ class Unresolved:
     @property
     def label(self) -> str:
         """How messages call it."""
-        return f"{self.kind:8} {self.name}  {self.ref}"
+        return f"{self.kind:9} {self.name}  {self.ref}"
 
 
 Entry = Deb | Wheel | Archive
@@ -205,7 +205,7 @@ class Lock:
         if self.unresolved:
             raise UnresolvedError(
                 f"{len(self.unresolved)} inputs of {self.stack!r} are not resolved, so nothing is built",
-                why="\n".join(f"{entry.label}\n         {entry.reason}" for entry in self.unresolved),
+                why="\n".join(_by_reason(self.unresolved)),
                 fix=f"where the network or a mirror (kiln.toml, KILN_MIRRORS; docs/mirrors.md) reaches them: kiln lock {self.stack}",
             )
 
@@ -219,6 +219,16 @@ class Lock:
     def wheels_of(self, component: str) -> tuple[Wheel, ...]:
         """The wheels of one component, in name order."""
         return self._by_component.get(component, ())
+
+
+def _by_reason(entries: tuple[Unresolved, ...]) -> list[str]:
+    """The open entries, those with one reason together under it."""
+    reasons = dict.fromkeys(entry.reason for entry in entries)
+    return [
+        line
+        for reason in reasons
+        for line in (f"{reason}:", *(f"  {entry.label}" for entry in entries if entry.reason == reason))
+    ]
 
 
 def dump_lock(lock: Lock) -> str:

@@ -35,11 +35,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Upstreams:
-    """Whom locking asks: git, mirrors, and ``status``, which gives the base image's package status (dpkg's) or raises UpstreamError."""
+    """Whom locking asks: git, mirrors, and ``status``, which gives the base image's package status (dpkg's) or raises UpstreamError; whether it
+    may pull the image for that is said with it."""
 
     config: Config
     git: GitCache
-    status: Callable[[BaseImage], bytes]
+    status: Callable[[BaseImage, bool], bytes]
 
 
 def lock_rocm(
@@ -174,7 +175,7 @@ class _Locking:
         except UpstreamError as error:
             # The first level is written in the commit itself; whether those have submodules of their own is not known.
             for link in links:
-                self._open("submodule", component.name, f"{link.path}@{link.commit}", error, "submodules of its own could not be looked up")
+                self._open("submodule", component.name, f"{link.path}@{link.commit}", error, "whether it has submodules of its own is not known")
             return links
 
     def archives(self, gits: tuple[Git, ...]) -> tuple[Archive, ...]:
@@ -261,7 +262,8 @@ class _Locking:
         try:
             if image is None:
                 raise UpstreamError("what the base image has already is not known while its digest is not")
-            status = self.upstreams.status(image)
+            # A registry that did not answer just now would not answer the engine either.
+            status = self.upstreams.status(image, _host(self.upstreams.config.mirrored(image.name)) not in self._silent)
             sources = sources_for(wanted.suite, wanted.distribution, dict(self.upstreams.config.apt_sources))
             apt = Apt(workspace.state / "apt" / f"{wanted.suite}-base", wanted.suite, wanted.architecture, status=status, sources=sources)
             apt.update()

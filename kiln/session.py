@@ -107,14 +107,20 @@ class Session:
 
         return Upstreams(self.config, self.git, self.package_status)
 
-    def package_status(self, image: BaseImage) -> bytes:
-        """What dpkg says is installed in the base image (or in its stand-in). Raises UpstreamError."""
+    def package_status(self, image: BaseImage, pull: bool) -> bytes:
+        """What dpkg says is installed in the base image (or in its stand-in); it is pulled if it may be. Raises UpstreamError."""
         from kiln.baseimage import ensure_base, package_status
+        from kiln.engine import find_engine, image_document
 
         if self.standins:
             return package_status(self.engine, self.standins.base_name)
-        ensure_base(self.engine, self.config, image, self.console)
-        return package_status(self.engine, image.reference)
+        if pull:
+            ensure_base(self.engine, self.config, image, self.console)
+            return package_status(self.engine, image.reference)
+        found, _ = find_engine(self.workspace.state)
+        if found is None or not image_document(found, image.reference):
+            raise UpstreamError("the base image, which has packages already, is not in the engine, and its registry does not answer")
+        return package_status(found, image.reference)
 
     def early_refusal(self, pins: Pins, allow: Collection[str]) -> None:
         """Raise AdvisoryError where the pins alone, nothing asked and nothing fetched, are known to be bad."""

@@ -35,6 +35,11 @@ def make_report(
             "components": versions,
         },
         "stack": subject.pins.stack,
+        "chosen": {
+            "overrides": dict(subject.pins.overrides),
+            "allowed_advisories": list(subject.pins.allowed),
+            "rehearsal": subject.workspace.rehearsal,
+        },
         "pins": {"sha256": subject.pins.sha256},
         "lock": {"sha256": subject.lock.sha256},
         "model": model,

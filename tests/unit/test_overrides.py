@@ -283,7 +283,10 @@ PINNED = st.sampled_from(["", "0.1.14", "2.10.0+git8514f05", "0.22.1.dev0+g5cb4b
 @given(PINNED, REFS)
 def test_a_version_is_one_for_every_ref(pinned: str, ref: str) -> None:
     found = version_of(pinned, ref)
-    assert found == "" if not pinned else str(Version(found)) == found
+    assert bool(found) == bool(pinned)
+    if found:
+        # InvalidVersion where it is none.
+        Version(found)
 
 
 @pytest.mark.parametrize("ref", ["_", "--", "分支", "/"])
