@@ -132,9 +132,16 @@ def _described(finding: Finding) -> str:
 
 def described(advisory: Advisory) -> str:
     """One advisory for a terminal: what it is, how one notices, what to use instead, and what is known of it."""
-    parts = (("what", advisory.title), ("when", advisory.scope), ("symptom", advisory.symptom), ("instead", advisory.instead))
+    parts = (
+        ("what", advisory.title),
+        ("when", advisory.scope),
+        ("symptom", advisory.symptom),
+        ("instead", advisory.instead),
+    )
     lines = [f"{advisory.id} ({advisory.severity})", *(f"  {name:9}{text}" for name, text in parts)]
-    return "\n".join([*lines, *(f"  {'evidence' if number == 0 else '':9}{text}" for number, text in enumerate(advisory.evidence))])
+    return "\n".join(
+        [*lines, *(f"  {'evidence' if number == 0 else '':9}{text}" for number, text in enumerate(advisory.evidence))]
+    )
 
 
 def table(advisories: Sequence[Advisory]) -> str:

@@ -51,7 +51,9 @@ def sources_for(suite: str, distribution: str = "debian", named: Mapping[str, st
         return Path(given).read_text(encoding="utf-8")
     codename = codename_of(distribution)
     if codename is None or shutil.which("apt-get") is None:
-        way = f"name a deb822 sources file for it in kiln.toml: [apt-sources] {suite} = '/path/to/{distribution}.sources'"
+        way = (
+            f"name a deb822 sources file for it in kiln.toml: [apt-sources] {suite} = '/path/to/{distribution}.sources'"
+        )
         raise HostError(
             f"this machine's apt sources are not {distribution.title()}'s",
             why=f"kiln gets {distribution.title()}'s packages ({suite}) through apt, and derives the sources from the machine's own.",

@@ -30,7 +30,9 @@ class Audit:
     unresolved: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.stack}: {self.inputs} inputs looked at, {len(self.mutable)} mutable, {len(self.unresolved)} unresolved"]
+        lines = [
+            f"{self.stack}: {self.inputs} inputs looked at, {len(self.mutable)} mutable, {len(self.unresolved)} unresolved"
+        ]
         lines += [f"  mutable     {text}" for text in self.mutable]
         lines += [f"  unresolved  {text}" for text in self.unresolved]
         return "\n".join(lines)
@@ -41,9 +43,13 @@ def audit(pins: Pins, lock: Lock, images: tuple[Rendered, ...]) -> Audit:
     open_names = {(entry.kind, entry.name) for entry in lock.unresolved}
     mutable = [*_base(pins, lock, open_names), *_sources(pins, lock, open_names), *_files(lock)]
     for rendered in images:
-        mutable += [f"{rendered.image.name}: {text}" for text in dockerfile_problems(rendered.dockerfile, _contexts(rendered))]
+        mutable += [
+            f"{rendered.image.name}: {text}" for text in dockerfile_problems(rendered.dockerfile, _contexts(rendered))
+        ]
     inputs = len(lock.entries()) + len(lock.gits) + len(lock.images) + sum(len(git.submodules) for git in lock.gits)
-    return Audit(pins.stack, inputs, tuple(mutable), tuple(f"{entry.label}: {entry.reason}" for entry in lock.unresolved))
+    return Audit(
+        pins.stack, inputs, tuple(mutable), tuple(f"{entry.label}: {entry.reason}" for entry in lock.unresolved)
+    )
 
 
 def judge_audit(result: Audit, stack: str) -> None:
@@ -110,7 +116,11 @@ def dockerfile_problems(text: str, contexts: set[str]) -> list[str]:
         sources += re.findall(r"--mount=\S*?\bfrom=([^,\s]+)", rest)
         for source in sources:
             problems += _reference(source, stages, f"{word} from")
-        if word == "ADD" and any("://" in part or part.startswith("git@") for part in words) and "--checksum=" not in rest:
+        if (
+            word == "ADD"
+            and any("://" in part or part.startswith("git@") for part in words)
+            and "--checksum=" not in rest
+        ):
             problems.append(f"ADD of an address without a checksum: {rest[:80]}")
         if word == "RUN":
             if "--network=none" not in words:

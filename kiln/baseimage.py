@@ -11,7 +11,7 @@ from docker.errors import DockerException, NotFound
 from kiln.config import Config
 from kiln.console import Console
 from kiln.containers import connect
-from kiln.engine import Engine, image_document
+from kiln.engine import Engine, image_digest
 from kiln.errors import UpstreamError
 from kiln.lockfile import BaseImage
 from kiln.process import run
@@ -20,17 +20,31 @@ STATUS = "/var/lib/dpkg/status"
 PULL_SECONDS = 6 * 3600
 
 
-def ensure_base(engine: Engine, config: Config, image: BaseImage, console: Console) -> None:
-    """Make sure that the engine holds the base image, by digest, under its own name. Raises UpstreamError where nobody has it."""
-    if image_document(engine, image.reference):
-        return
+def base_name(digest: str) -> str:
+    """The name that the base image has in the engine: one that no registry has, with its digest in it."""
+    return f"kiln/base:{digest.removeprefix('sha256:')[:16]}"
+
+
+def ensure_base(engine: Engine, config: Config, image: BaseImage, console: Console) -> str:
+    """Make sure that the engine holds the base image by its digest, under the name that is returned. Raises UpstreamError where nobody has it.
+
+    BuildKit takes an image of the engine only by a tag; a reference with a digest it looks for in the registry. The tag is compared with the
+    digest here, each time.
+    """
+    name = base_name(image.digest)
+    if image_digest(engine, name) == image.digest:
+        return name
     place = f"{config.mirrored(image.name)}@{image.digest}"
     console.step(f"pulling the base image {place}")
     done = run(["docker", "pull", "--quiet", place], env=engine.environment, timeout=PULL_SECONDS)
     if done.code != 0:
         raise UpstreamError(f"the base image {image.name}:{image.tag} could not be pulled", why=done.tail(3))
-    # A Dockerfile names the upstream, whoever served it.
-    run(["docker", "tag", place, f"{image.name}:{image.tag}"], env=engine.environment)
+    run(["docker", "tag", place, name], env=engine.environment)
+    if image_digest(engine, name) != image.digest:
+        raise UpstreamError(
+            f"the engine pulled {place} and holds another image", why=f"{name} is {image_digest(engine, name)}"
+        )
+    return name
 
 
 def package_status(engine: Engine, reference: str) -> bytes:

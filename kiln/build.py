@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kiln.console import Console, megabytes
 from kiln.engine import Engine, image_digest
@@ -125,18 +125,7 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
             place_file(path, made / name)
         if context.wheels:
             (made / "requirements.txt").write_text(requirements_text(context.wheels), encoding="utf-8")
-        for name, text in context.files:
-            (made / name).write_text(text, encoding="utf-8")
-        for script in context.scripts:
-            shutil.copyfile(workspace.root / script, made / Path(script).name)
-        if context.git:
-            _unpack(context.git, made, store)
-        for source in context.sources:
-            shutil.copytree(
-                workspace.root / source,
-                made / Path(source).name,
-                ignore=shutil.ignore_patterns("__pycache__", "tests", "dist", ".*_cache", "*.pyc"),
-            )
+        _write_sources(workspace, context, made, store)
         for path in (made, *made.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
@@ -144,6 +133,19 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
         folder.parent.mkdir(parents=True, exist_ok=True)
         made.rename(folder)
     return folder
+
+
+def _write_sources(workspace: Workspace, context: Context, made: Path, store: Store) -> None:
+    """What of a context is not one file of the store each: rendered texts, the project's own files, a source out of its tar."""
+    for name, text in context.files:
+        (made / name).write_text(text, encoding="utf-8")
+    for script in context.scripts:
+        shutil.copyfile(workspace.root / script, made / Path(script).name)
+    if context.git:
+        _unpack(context.git, made, store)
+    ignored = shutil.ignore_patterns("__pycache__", "tests", "dist", ".*_cache", "*.pyc")
+    for source in context.sources:
+        shutil.copytree(workspace.root / source, made / Path(source).name, ignore=ignored)
 
 
 def _blobs(context: Context, store: Store, rootfs: str) -> list[tuple[Path, str]]:
@@ -257,7 +259,7 @@ class BuildWatcher:
         self.failure = ""
         self._failed = ""
 
-    def __enter__(self) -> BuildWatcher:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 

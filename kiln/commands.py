@@ -119,10 +119,18 @@ def cli(click_context: click.Context, root: Path | None, state: Path | None, qui
 @click.option("--check", is_flag=True, help="Only say whether the lock is current; change nothing, ask nobody.")
 @click.option("--save", is_flag=True, help="Write what --set chooses into the pins, and lock those.")
 @click.option("--upgrade", is_flag=True, help="Resolve wheels and packages anew although their pins did not change.")
-@click.option("--accept-moved", multiple=True, metavar="NAME", help="Lock this component although its tag moved. Repeatable.")
+@click.option(
+    "--accept-moved", multiple=True, metavar="NAME", help="Lock this component although its tag moved. Repeatable."
+)
 @click.pass_obj
 def lock(
-    context: Context, stack: str, sets: tuple[str, ...], check: bool, save: bool, upgrade: bool, accept_moved: tuple[str, ...]
+    context: Context,
+    stack: str,
+    sets: tuple[str, ...],
+    check: bool,
+    save: bool,
+    upgrade: bool,
+    accept_moved: tuple[str, ...],
 ) -> None:
     """Resolve the pins of STACK to exact files and commits and write pins/STACK.lock.toml.
 
@@ -165,10 +173,18 @@ def lock(
     shown = context.workspace.shown(path)
     lines = [*saved, f"{shown} is written" if changes else f"{shown} was current already", *changes]
     if found.unresolved:
-        lines += ["", f"{len(found.unresolved)} inputs are unresolved; nothing is built from this lock before they are:"]
+        lines += [
+            "",
+            f"{len(found.unresolved)} inputs are unresolved; nothing is built from this lock before they are:",
+        ]
         lines += [f"  {entry.label}" for entry in found.unresolved]
     lines += [f"advisory {finding.advisory.id} ({finding.effect}): {finding.because}" for finding in findings]
-    data = {"file": shown, "changes": changes, "saved": saved, "unresolved": [asdict(entry) for entry in found.unresolved]}
+    data = {
+        "file": shown,
+        "changes": changes,
+        "saved": saved,
+        "unresolved": [asdict(entry) for entry in found.unresolved],
+    }
     context.result("\n".join(lines), data)
 
 
@@ -258,7 +274,9 @@ def build(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str,
     """
     with context.working():
         _, built = build_stack(context.session, stack, Choice(sets, allow), image_name)
-    context.result("\n".join(f"{one.reference}  {one.digest}" for one in built.images), [asdict(one) for one in built.images])
+    context.result(
+        "\n".join(f"{one.reference}  {one.digest}" for one in built.images), [asdict(one) for one in built.images]
+    )
 
 
 @cli.command()
@@ -379,7 +397,10 @@ def advisories(context: Context, stack: str | None, sets: tuple[str, ...], allow
 
     known = read_advisories(context.workspace)
     if stack is None:
-        data = [{key: getattr(item, key) for key in ("id", "title", "severity", "scope", "symptom", "instead", "evidence")} for item in known]
+        data = [
+            {key: getattr(item, key) for key in ("id", "title", "severity", "scope", "symptom", "instead", "evidence")}
+            for item in known
+        ]
         context.result("\n\n".join(described(item) for item in known), data)
         return
     pins = context.session.pins(stack, Choice(sets))
@@ -391,7 +412,10 @@ def advisories(context: Context, stack: str | None, sets: tuple[str, ...], allow
     lines = [f"{item.effect:6} {item.advisory.id} (decided by {item.decided_by}): {item.because}" for item in findings]
     context.result(
         "\n".join(lines) or f"no advisory applies to {stack}: {len(known)} were looked at",
-        [{"id": item.advisory.id, "effect": item.effect, "because": item.because, "decided_by": item.decided_by} for item in findings],
+        [
+            {"id": item.advisory.id, "effect": item.effect, "because": item.because, "decided_by": item.decided_by}
+            for item in findings
+        ],
     )
     enforce(findings, allow, [item.id for item in known])
 
@@ -446,7 +470,8 @@ def _show_reports(context: Context, reports: list[_Reported]) -> None:
         lines += [table(report), ""]
         lines.append(f"image       {built.reference}")
         lines.append(f"digest      {built.digest}")
-        lines.append("components  " + ", ".join(f"{unit.name} {unit.version}" for unit in rendered.units))
+        held = [unit for unit in rendered.units if unit.name in rendered.image.components]
+        lines.append("components  " + ", ".join(f"{unit.name} {unit.version}" for unit in held))
         lines.append(f"report      {context.workspace.shown(path)}")
         lines.append(
             f"checks      {summary['pass']} of {summary['total']} passed"

@@ -71,9 +71,8 @@ def fetch(
         debs = [entry for entry in missing if isinstance(entry, Deb)]
         if debs:
             jobs.append(pool.submit(_fetch_debs, pins, debs, store, apt_folder, scratch / "debs", meter, config))
-        for archive in missing:
-            if isinstance(archive, Archive):
-                jobs.append(pool.submit(_fetch_archive, config, archive, store, scratch, meter))
+        archives = [entry for entry in missing if isinstance(entry, Archive)]
+        jobs += [pool.submit(_fetch_archive, config, archive, store, scratch, meter) for archive in archives]
         wheels = [entry for entry in missing if isinstance(entry, Wheel)]
         for number, group in enumerate(_groups(wheels)):
             jobs.append(pool.submit(_fetch_wheels, pins, group, store, scratch / str(number), meter))

@@ -84,7 +84,9 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         needs=verify.text("needs", "", check=lambda text: None if text == "gpu" else "only gpu is known"),
     )
     if bool(described.entrypoint) != bool(settings) or bool(described.entrypoint) == bool(described.command):
-        problems.add("runtime", "give an entrypoint (and [verify.settings] to serve with), or a command where nothing is served")
+        problems.add(
+            "runtime", "give an entrypoint (and [verify.settings] to serve with), or a command where nothing is served"
+        )
     if described.parent and described.parent not in pins.images[: pins.images.index(name)]:
         problems.add("image.parent", f"{described.parent!r} is no image before this one in the stack {pins.stack!r}")
     if image.text("target") != pins.target:
@@ -103,7 +105,9 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
 def read_images(workspace: Workspace, pins: Pins) -> tuple[Image, ...]:
     """All images of a stack. Raises PinsError also where the stack pins a component that no image holds."""
     images = tuple(read_image(workspace, pins, name) for name in pins.images)
-    used = {name for image in images for name in image.components} | {name for item in pins.components for name in item.on}
+    used = {name for image in images for name in image.components} | {
+        name for item in pins.components for name in item.on
+    }
     unused = [component.name for component in pins.components if component.name not in used]
     if unused:
         raise PinsError(

@@ -51,9 +51,7 @@ def make_lock(
     """
     old = _old_lock(workspace, pins)
     if upstreams:
-        new = lock_rocm(
-            workspace, pins, old, upstreams, store, console, moved_is_fine=moved_is_fine, upgrade=upgrade
-        )
+        new = lock_rocm(workspace, pins, old, upstreams, store, console, moved_is_fine=moved_is_fine, upgrade=upgrade)
     else:
         new = _lock_cpu(workspace, pins, old, store, console)
     text = dump_lock(new)

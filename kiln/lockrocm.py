@@ -59,7 +59,9 @@ def lock_rocm(
     ``old`` is the lock that there was; ``moved_is_fine`` names components whose tags may point elsewhere than in it; ``upgrade`` resolves wheels
     and packages anew although nothing asks for it. Raises MovedRefError with both commits, RefNotFoundError, ResolveError, SourceError.
     """
-    locking = _Locking(pins, old or Lock(pins.stack, "", (), ()), upstreams, store, console, frozenset(moved_is_fine), upgrade)
+    locking = _Locking(
+        pins, old or Lock(pins.stack, "", (), ()), upstreams, store, console, frozenset(moved_is_fine), upgrade
+    )
     console.step(f"resolving the base image and {sum(bool(c.git) for c in pins.components)} sources")
     image = locking.image()
     gits = locking.gits()
@@ -118,11 +120,7 @@ class _Locking:
         return BaseImage(base.image, base.tag, base.digest or found)
 
     def gits(self) -> tuple[Git, ...]:
-        found = []
-        for component in self.pins.components:
-            if component.git and (git := self._git(component)):
-                found.append(git)
-        return tuple(found)
+        return tuple(git for component in self.pins.components if component.git and (git := self._git(component)))
 
     def _git(self, component: ComponentPins) -> Git | None:
         """The source of one component; where nobody answers, what was locked of it before, if it is still pinned so."""
@@ -150,7 +148,9 @@ class _Locking:
             submodules = self._submodules(component, commit, left_out, picks)
         except UpstreamError as error:
             if old:
-                self.unresolved += [entry for entry in self.old.unresolved if entry.name == component.name and entry.kind == "submodule"]
+                self.unresolved += [
+                    entry for entry in self.old.unresolved if entry.name == component.name and entry.kind == "submodule"
+                ]
                 return old
             self._open("git", component.name, f"{git}@{component.ref}", error)
             return None
@@ -175,23 +175,31 @@ class _Locking:
         except UpstreamError as error:
             # The first level is written in the commit itself; whether those have submodules of their own is not known.
             for link in links:
-                self._open("submodule", component.name, f"{link.path}@{link.commit}", error, "whether it has submodules of its own is not known")
+                self._open(
+                    "submodule",
+                    component.name,
+                    f"{link.path}@{link.commit}",
+                    error,
+                    "whether it has submodules of its own is not known",
+                )
             return links
 
     def archives(self, gits: tuple[Git, ...]) -> tuple[Archive, ...]:
         sources = {git.component: git for git in gits}
-        found = []
-        for component in self.pins.components:
-            for pin in component.archives:
-                if archive := self._archive(component, pin, sources.get(component.name)):
-                    found.append(archive)
-        return tuple(found)
+        return tuple(
+            archive
+            for component in self.pins.components
+            for pin in component.archives
+            if (archive := self._archive(component, pin, sources.get(component.name)))
+        )
 
     def _archive(self, component: ComponentPins, pin: ArchivePin, git: Git | None) -> Archive | None:
         old = next((a for a in self.old.archives if (a.component, a.name) == (component.name, pin.name)), None)
         try:
             if pin.version_from and not git:
-                raise UpstreamError(f"{pin.version_from} of the source names a part of its address, and the source is not resolved")
+                raise UpstreamError(
+                    f"{pin.version_from} of the source names a part of its address, and the source is not resolved"
+                )
             version = ""
             if pin.version_from and git:
                 text = self.upstreams.git.file_at(git.url, git.commit, pin.version_from)
@@ -237,7 +245,9 @@ class _Locking:
             if item.wheels:
                 names = {str(canonicalize_name(Requirement(text).name)) for text in item.wheels}
             else:
-                names = set(resolve_for(self.pins, item.requires, absent=absent, constraints=pinned, as_of=as_of)) - named
+                names = (
+                    set(resolve_for(self.pins, item.requires, absent=absent, constraints=pinned, as_of=as_of)) - named
+                )
             shares += [replace(chosen[name], component=item.name) for name in sorted(names - taken)]
             taken |= names
         rest = sorted(chosen.keys() - taken)
@@ -247,7 +257,13 @@ class _Locking:
         shares += [replace(wheel, component=TOOLS) for wheel in resolve_for(self.pins, self.pins.tools).values()]
         self.console.note(f"{len(shares)} wheels")
         unmeasured = [wheel for wheel in shares if not wheel.size]
-        fetch(self.pins, Lock(self.pins.stack, "", (), tuple(unmeasured)), self.store, workspace.state / "apt", self.console)
+        fetch(
+            self.pins,
+            Lock(self.pins.stack, "", (), tuple(unmeasured)),
+            self.store,
+            workspace.state / "apt",
+            self.console,
+        )
         measured = sizes(self.store, unmeasured)
         return tuple(replace(wheel, size=wheel.size or measured[wheel.sha256]) for wheel in shares)
 
@@ -265,7 +281,13 @@ class _Locking:
             # A registry that did not answer just now would not answer the engine either.
             status = self.upstreams.status(image, _host(self.upstreams.config.mirrored(image.name)) not in self._silent)
             sources = sources_for(wanted.suite, wanted.distribution, dict(self.upstreams.config.apt_sources))
-            apt = Apt(workspace.state / "apt" / f"{wanted.suite}-base", wanted.suite, wanted.architecture, status=status, sources=sources)
+            apt = Apt(
+                workspace.state / "apt" / f"{wanted.suite}-base",
+                wanted.suite,
+                wanted.architecture,
+                status=status,
+                sources=sources,
+            )
             apt.update()
             self.console.step(f"resolving {len(wanted.packages)} packages of {what} on the base image")
             debs = tuple(apt.resolve(wanted.packages))

@@ -91,7 +91,9 @@ def _component(component: ComponentPins, ref: str) -> ComponentPins:
     try:
         version = packaging.version.Version(ref.removeprefix("v"))
     except packaging.version.InvalidVersion:
-        raise UsageError(f"{component.name}={ref}: a wheel is chosen by its version", fix="write, for example, 0.1.10") from None
+        raise UsageError(
+            f"{component.name}={ref}: a wheel is chosen by its version", fix="write, for example, 0.1.10"
+        ) from None
     return replace(component, wheels=(f"{name}=={version}", *rest))
 
 

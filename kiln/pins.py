@@ -218,7 +218,9 @@ def _tables(top: Table, key: str) -> list[tuple[str, Table]]:
 
 def _base(table: Table) -> BasePins:
     base = BasePins(
-        image=table.text("image", check=lambda text: None if "/" in text and ":" not in text else "give host/name/name"),
+        image=table.text(
+            "image", check=lambda text: None if "/" in text and ":" not in text else "give host/name/name"
+        ),
         tag=table.text("tag"),
         digest=table.text(
             "digest", "", check=lambda text: None if _DIGEST.fullmatch(text) else f"{text!r} is no sha256 digest"
@@ -294,7 +296,9 @@ def _archive(name: str, table: Table) -> ArchivePin:
         name,
         table.text("url", check=lambda text: None if text.startswith("https://") else "give an https URL"),
         table.text("version-from", "", check=_inside),
-        table.text("sha256", "", check=lambda text: None if re.fullmatch(r"[0-9a-f]{64}", text) else "give 64 hex digits"),
+        table.text(
+            "sha256", "", check=lambda text: None if re.fullmatch(r"[0-9a-f]{64}", text) else "give 64 hex digits"
+        ),
     )
     if ("{version" in archive.url) != bool(archive.version_from):
         table.problems.add(table.where, "an url with {version} needs version-from, and only such a one")
@@ -304,11 +308,20 @@ def _archive(name: str, table: Table) -> ArchivePin:
 
 def _check_references(pins: Pins, problems: Problems) -> None:
     used_indexes = {component.index for component in pins.components}
-    for name, _ in pins.indexes:
-        if name not in used_indexes:
-            problems.add(f"indexes.{name}", "no component uses it; remove it")
+    for name in dict(pins.indexes).keys() - used_indexes:
+        problems.add(f"indexes.{name}", "no component uses it; remove it")
+    if len(set(pins.images)) != len(pins.images) or not pins.images:
+        problems.add("stack.images", "name at least one image, and each once")
+    _check_names(pins, problems)
+
+
+def _check_names(pins: Pins, problems: Problems) -> None:
+    """What components call each other, and what they are called: all of it becomes names in one Dockerfile."""
     # These names are stages of the same Dockerfile.
-    stages = {"cpu": {"rootfs", "tools"}, "rocm": {"base", "packages", "system", "python", "tools", "toolchain", "versions"}}
+    stages = {
+        "cpu": {"rootfs", "tools"},
+        "rocm": {"base", "packages", "system", "python", "tools", "toolchain", "versions"},
+    }
     reserved = {*stages.get(pins.target, ()), *pins.images}
     reserved |= {f"{component.name}-wheels" for component in pins.components}
     above: set[str] = set()
@@ -327,8 +340,6 @@ def _check_references(pins: Pins, problems: Problems) -> None:
                 problems.add(f"{where}.provides", f"{name} is provided by {providers[name]} already")
             providers[name] = component.name
         above.add(component.name)
-    if len(set(pins.images)) != len(pins.images) or not pins.images:
-        problems.add("stack.images", "name at least one image, and each once")
 
 
 def _requirement(text: str, where: str, problems: Problems) -> Requirement | None:
@@ -364,7 +375,9 @@ def _name(text: str) -> str | None:
 
 
 def _git_url(text: str) -> str | None:
-    return None if text.startswith("https://") else f"{text!r} is no https URL; mirrors and local clones go into kiln.toml"
+    return (
+        None if text.startswith("https://") else f"{text!r} is no https URL; mirrors and local clones go into kiln.toml"
+    )
 
 
 def _inside(text: str) -> str | None:

@@ -21,7 +21,14 @@ from kiln.workspace import Workspace
 # What of the builder decides bytes, beside the recipes: part of every key, so that changing it rebuilds. Levels are spelled
 # out because a default may move between BuildKit versions.
 BUILDER = {"output": "oci", "compression": "zstd", "compression-level": "3", "force-compression": "true"}
+# The layers of a base image stay as its maker packed them: whoever has them need not pull them again, and they are many gigabytes.
+BUILDER_ON_A_BASE = {"output": "oci", "compression": "zstd", "compression-level": "3"}
 ROOTFS = "rootfs"
+
+
+def builder(pins: Pins) -> dict[str, str]:
+    """How the layers of a stack are packed."""
+    return BUILDER_ON_A_BASE if pins.base else BUILDER
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ def unit_key(stage: str, contexts: tuple[Context, ...], builds_on: list[str], pi
             "on": builds_on,
             "platform": pins.platform,
             "epoch": pins.epoch,
-            "builder": BUILDER,
+            "builder": builder(pins),
         }
     )
 
@@ -158,7 +165,7 @@ def image_key(dockerfile: str, image: Image, units: tuple[Unit, ...], pins: Pins
             "dockerfile": dockerfile,
             "units": [(unit.name, unit.key) for unit in units],
             "platform": pins.platform,
-            "builder": BUILDER,
+            "builder": builder(pins),
             "image": image.name,
         }
     )

@@ -12,14 +12,8 @@ from kiln.errors import RefNotFoundError, UpstreamError
 from kiln.fetch import short_reason
 
 # An index and a single image, in OCI's and in Docker's words: a registry answers with what the tag points to only if it is asked for by type.
-ACCEPT = ", ".join(
-    (
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    )
-)
+OCI, DOCKER = "application/vnd.oci.image", "application/vnd.docker.distribution"
+ACCEPT = f"{OCI}.index.v1+json, {DOCKER}.manifest.list.v2+json, {OCI}.manifest.v1+json, {DOCKER}.manifest.v2+json"
 # Docker Hub's name in references is not the host that serves them: that one is below it.
 HUB = "docker.io"
 SECONDS = (10, 60)
@@ -38,12 +32,15 @@ def tag_digest(config: Config, image: str, tag: str) -> str:
         answer = _ask(session, "HEAD", f"{url}/manifests/{tag}", {"Accept": ACCEPT})
         if answer.status_code == 404:
             raise RefNotFoundError(
-                f"{place} has no tag {tag!r}", why=_near(session, url, tag), fix="name a tag that is there: --set base=TAG"
+                f"{place} has no tag {tag!r}",
+                why=_near(session, url, tag),
+                fix="name a tag that is there: --set base=TAG",
             )
         digest = answer.headers.get("Docker-Content-Digest", "")
         if answer.status_code != 200 or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
             raise UpstreamError(
-                f"the registry of {place} did not say what {tag} is", why=f"{answer.status_code} {answer.reason} from {url}"
+                f"the registry of {place} did not say what {tag} is",
+                why=f"{answer.status_code} {answer.reason} from {url}",
             )
     return digest
 
@@ -59,7 +56,9 @@ def _ask(session: requests.Session, method: str, url: str, headers: dict[str, st
             session.headers["Authorization"] = f"Bearer {token.get('token') or token.get('access_token')}"
             answer = session.request(method, url, headers=headers, timeout=SECONDS)
     except (requests.RequestException, ValueError) as error:
-        raise UpstreamError(f"the registry at {url.split('/v2/')[0]} does not answer", why=short_reason(error)) from error
+        raise UpstreamError(
+            f"the registry at {url.split('/v2/')[0]} does not answer", why=short_reason(error)
+        ) from error
     return answer
 
 

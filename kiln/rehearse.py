@@ -19,7 +19,7 @@ from kiln.engine import Engine, image_document
 from kiln.errors import EngineError, UsageError
 from kiln.git import GitCache
 from kiln.process import run
-from kiln.session import Session, Standins
+from kiln.session import Session
 from kiln.store import Store
 from kiln.workspace import Workspace
 
@@ -43,7 +43,9 @@ def rehearsal(workspace: Workspace, standins: Path, stack: str, engine: Engine, 
         base = json.loads((standins / "standins.json").read_text(encoding="utf-8"))["base"]
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"{standins} is no folder of stand-ins", why=str(error), fix="make them: make rehearse (tests/rehearsal/standins.py)"
+            f"{standins} is no folder of stand-ins",
+            why=str(error),
+            fix="make them: make rehearse (tests/rehearsal/standins.py)",
         ) from error
     state = workspace.state / FOLDER
     apart = Workspace(workspace.root, state, state / "locks")
@@ -67,7 +69,7 @@ def rehearsal(workspace: Workspace, standins: Path, stack: str, engine: Engine, 
         apart,
         Store(state / "store"),
         console,
-        Standins((standins / base["layout"]).absolute(), base["digest"], base["name"]),
+        base["name"],
         engine,
         config,
         StandinGit(state / "git", config),

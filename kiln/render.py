@@ -20,9 +20,9 @@ from kiln.image import Image, read_images
 from kiln.lockfile import TOOLS, Lock
 from kiln.pins import Pins
 from kiln.plan import (
-    BUILDER,
     Context,
     Unit,
+    builder,
     component_contexts,
     component_version,
     image_key,
@@ -84,9 +84,11 @@ class Variables:
         self._groups = {name: _Watched(value) if isinstance(value, dict) else value for name, value in groups.items()}
 
     def with_extra(self, **extra: Any) -> dict[str, Any]:
+        """All groups, and what one template gets beside them."""
         return {**self._groups, **extra}
 
     def unused(self) -> list[str]:
+        """The variables that no template has used so far."""
         return [
             f"{group}.{name}"
             for group, value in self._groups.items()
@@ -201,7 +203,7 @@ def _bake(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> str:
 def bake_target(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> dict[str, Any]:
     """An image as bake's target: its contexts, and its output as an OCI archive."""
     main, *named = contexts
-    output = ",".join(["type=oci", *(f"{key}={value}" for key, value in BUILDER.items() if key != "output")])
+    output = ",".join(["type=oci", *(f"{key}={value}" for key, value in builder(pins).items() if key != "output")])
     return {
         "context": main.folder,
         "contexts": {context.name: context.folder for context in named},

@@ -75,11 +75,10 @@ class _Image:
                 "suite": pins.packages.suite,
                 "packages": pins.packages.packages,
             },
-            "image": {
-                key: getattr(image, key)
-                for key in ("name", "about", "template", "env", "user", "workdir")
-            }
-            | ({"parent": image.parent, "entrypoint": image.entrypoint} if image.parent else {"command": image.command}),
+            "image": {key: getattr(image, key) for key in ("name", "about", "template", "env", "user", "workdir")}
+            | (
+                {"parent": image.parent, "entrypoint": image.entrypoint} if image.parent else {"command": image.command}
+            ),
         }
         if image.parent:
             # Base image, packages and Python are the parent's affair.
@@ -100,7 +99,12 @@ class _Image:
         units = self._units(inputs)
         own = [unit for unit in units if unit.name in image.components]
         provenance = self._provenance(own)
-        main = Context("provenance", "the main context: what the lock says is in the image", digest_of(provenance), files=(("provenance.json", provenance),))
+        main = Context(
+            "provenance",
+            "the main context: what the lock says is in the image",
+            digest_of(provenance),
+            files=(("provenance.json", provenance),),
+        )
         contexts = (main, *self._shared_contexts(), *(context for found in inputs.values() for context in found))
         stages = [unit.stage for unit in units if unit.name not in IN_TOOLCHAIN]
         if not image.parent:
@@ -130,13 +134,19 @@ class _Image:
         if not self.parents:
             return [debs_context(self.pins, self.lock), wheels_context(self.lock, TOOLS), self.checks]
         parent = self.parents[-1]
-        stages = ["python", "tools", "toolchain"]
-        stages += [name for name in self._needed_from_parent()]
+        stages = ["python", "tools", "toolchain", *self._needed_from_parent()]
         shared = [
-            Context(stage, f"a stage of images/{parent.name}/Dockerfile", self.done[parent.name].key, target=f"{parent.name}-{stage}")
+            Context(
+                stage,
+                f"a stage of images/{parent.name}/Dockerfile",
+                self.done[parent.name].key,
+                target=f"{parent.name}-{stage}",
+            )
             for stage in stages
         ]
-        image = Context(parent.name, f"the image of images/{parent.name}", self.done[parent.name].key, target=parent.name)
+        image = Context(
+            parent.name, f"the image of images/{parent.name}", self.done[parent.name].key, target=parent.name
+        )
         return [image, *shared, self.checks]
 
     def _needed_from_parent(self) -> list[str]:
@@ -238,7 +248,12 @@ class _Image:
         name = self.image.name
         targets = {name: bake_target(self.pins, self.image, contexts) | {"labels": dict(labels)}}
         if not self.parents:
-            stages = ["python", "tools", "toolchain", *(item for item in self.names if self.pins.by_name[item].recipe != "source")]
+            stages = [
+                "python",
+                "tools",
+                "toolchain",
+                *(item for item in self.names if self.pins.by_name[item].recipe != "source"),
+            ]
             targets |= {
                 f"{name}-{stage}": {"inherits": [name], "target": stage, "output": ["type=cacheonly"]}
                 for stage in stages

@@ -9,7 +9,6 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiln.config import Config, read_config
@@ -42,22 +41,13 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Standins:
-    """What a rehearsal takes in place of the base image: an OCI layout with its digest, and the name that the engine has it under."""
-
-    base_layout: Path
-    base_digest: str
-    base_name: str
-
-
-@dataclass(frozen=True)
 class Session:
     """The workspace at work on a stack. What is given beside the first three is a rehearsal's, in place of what is found otherwise."""
 
     workspace: Workspace
     store: Store
     console: Console
-    standins: Standins | None = None
+    standin_base: str = ""
     given_engine: Engine | None = None
     given_config: Config | None = None
     given_git: GitCache | None = None
@@ -109,18 +99,19 @@ class Session:
 
     def package_status(self, image: BaseImage, pull: bool) -> bytes:
         """What dpkg says is installed in the base image (or in its stand-in); it is pulled if it may be. Raises UpstreamError."""
-        from kiln.baseimage import ensure_base, package_status
-        from kiln.engine import find_engine, image_document
+        from kiln.baseimage import base_name, ensure_base, package_status
+        from kiln.engine import find_engine, image_digest
 
-        if self.standins:
-            return package_status(self.engine, self.standins.base_name)
+        if self.standin_base:
+            return package_status(self.engine, self.standin_base)
         if pull:
-            ensure_base(self.engine, self.config, image, self.console)
-            return package_status(self.engine, image.reference)
+            return package_status(self.engine, ensure_base(self.engine, self.config, image, self.console))
         found, _ = find_engine(self.workspace.state)
-        if found is None or not image_document(found, image.reference):
-            raise UpstreamError("the base image, which has packages already, is not in the engine, and its registry does not answer")
-        return package_status(found, image.reference)
+        if found is None or image_digest(found, base_name(image.digest)) != image.digest:
+            raise UpstreamError(
+                "the base image, which has packages already, is not in the engine, and its registry does not answer"
+            )
+        return package_status(found, base_name(image.digest))
 
     def early_refusal(self, pins: Pins, allow: Collection[str]) -> None:
         """Raise AdvisoryError where the pins alone, nothing asked and nothing fetched, are known to be bad."""
@@ -160,7 +151,7 @@ class Session:
             environment=environment,
         )
         # Stand-ins have no history of AITER's or vLLM's: there the refs decide, by the table.
-        if lock and self.standins:
+        if lock and self.standin_base:
             facts = replace(facts, aiter_commit="", vllm_commit="")
         elif lock:
             cache = self.git if ask else GitCache(self.workspace.state / "git", self.config, offline=True)
@@ -171,10 +162,14 @@ class Session:
                 except (UpstreamError, SourceError):
                     return None
 
-            facts = replace(facts, contains=lambda name, *commits: cache.contains(urls[name], *commits), file_at=file_at)
+            facts = replace(
+                facts, contains=lambda name, *commits: cache.contains(urls[name], *commits), file_at=file_at
+            )
         return judge(read_advisories(self.workspace), facts)
 
-    def ready(self, stack: str, choice: Choice, *, refuse: bool = True) -> tuple[Pins, Lock, tuple[Rendered, ...], tuple[Finding, ...]]:
+    def ready(
+        self, stack: str, choice: Choice, *, refuse: bool = True
+    ) -> tuple[Pins, Lock, tuple[Rendered, ...], tuple[Finding, ...]]:
         """Pins, lock, rendered images and findings of a stack. Raises AdvisoryError (with ``refuse``) where a finding is not allowed."""
         from kiln.advisories import enforce, read_advisories
         from kiln.render import render
@@ -204,7 +199,12 @@ class Session:
         except UnresolvedError as error:
             if not silent:
                 raise
-            why = "not reached from this machine:\n" + "\n".join(f"  {line}" for line in silent) + "\n\nopen:\n" + _indented(error.why)
+            why = (
+                "not reached from this machine:\n"
+                + "\n".join(f"  {line}" for line in silent)
+                + "\n\nopen:\n"
+                + _indented(error.why)
+            )
             fix = (
                 "either name a mirror or a local clone for what is not reached (kiln.toml [mirrors] or KILN_MIRRORS, see docs/mirrors.md) and run\n"
                 f"  kiln lock {pins.stack}\n"
@@ -241,23 +241,19 @@ class Session:
             found = [f"{host} ({reason})" for host, job in zip(hosts, asked, strict=True) if (reason := job.result())]
             return found + ([base.result()] if base.result() else [])
 
-
-    def base_override(self, pins: Pins, lock: Lock, engine: Engine) -> tuple[str, ...]:
-        """Have the base image where BuildKit finds it; in a rehearsal, a bake file that puts the stand-in in its place."""
+    def base_override(self, pins: Pins, lock: Lock) -> tuple[str, ...]:
+        """Have the base image in the engine, and a bake file that says under which name; in a rehearsal that is the stand-in's."""
         from kiln.baseimage import ensure_base
 
         if not pins.base:
             return ()
-        if not self.standins:
-            for image in lock.images:
-                ensure_base(engine, self.config, image, self.console)
-            return ()
-        place = f"oci-layout://{self.standins.base_layout}@{self.standins.base_digest}"
+        (image,) = lock.images
+        name = self.standin_base or ensure_base(self.engine, self.config, image, self.console)
         # BuildKit looks for a context under the reference's short form, in which Docker Hub has no host.
-        name = pins.base.reference.removeprefix("docker.io/")
-        exchanged = {"target": {image: {"contexts": {name: place}} for image in pins.images[:1]}}
-        write_whole(self.workspace.state / "standins.json", json.dumps(exchanged, indent=2) + "\n")
-        return ("standins.json",)
+        reference = pins.base.reference.removeprefix("docker.io/")
+        exchanged = {"target": {one: {"contexts": {reference: f"docker-image://{name}"}} for one in pins.images[:1]}}
+        write_whole(self.workspace.state / "base.json", json.dumps(exchanged, indent=2) + "\n")
+        return ("base.json",)
 
     def fetch(self, pins: Pins, lock: Lock) -> Fetched:
         """Every input of the lock into the store: files, then sources."""
@@ -279,7 +275,9 @@ class BuiltStack:
     images: tuple[Built, ...]
 
 
-def build_stack(session: Session, stack: str, choice: Choice, image: str = "") -> tuple[tuple[Finding, ...], BuiltStack]:
+def build_stack(
+    session: Session, stack: str, choice: Choice, image: str = ""
+) -> tuple[tuple[Finding, ...], BuiltStack]:
     """The images of a stack in the engine, built where they are not; ``image`` names one to end with.
 
     Raises what the stages raise; UnresolvedError and AdvisoryError before anything is fetched or started.
@@ -294,7 +292,9 @@ def build_stack(session: Session, stack: str, choice: Choice, image: str = "") -
     if image:
         names = [rendered.image.name for rendered in images]
         if image not in names:
-            raise UsageError(f"{stack!r} has no image {image!r}", why=f"It has {', '.join(names)}.", fix="name one of them")
+            raise UsageError(
+                f"{stack!r} has no image {image!r}", why=f"It has {', '.join(names)}.", fix="name one of them"
+            )
         chosen = next(rendered for rendered in images if rendered.image.name == image)
         images = tuple(rendered for rendered in images if rendered.image.name in (*chosen.parents, image))
     engine = session.engine
@@ -302,15 +302,15 @@ def build_stack(session: Session, stack: str, choice: Choice, image: str = "") -
     for rendered in images:
         known = known_build(session.workspace, rendered, engine)
         if known:
-            session.console.step(f"{rendered.image.name} is built already: key {rendered.key[:16]}, {known.digest[:19]}…")
+            session.console.step(
+                f"{rendered.image.name} is built already: key {rendered.key[:16]}, {known.digest[:19]}…"
+            )
         else:
             if not pins.base:
                 ensure_mmdebstrap(session.workspace.state, session.console)
             session.fetch(pins, lock)
-            more_files = session.base_override(pins, lock, engine)
-            known = build(
-                session.workspace, pins, lock, rendered, session.store, engine, session.console, more_files
-            )
+            more_files = session.base_override(pins, lock)
+            known = build(session.workspace, pins, lock, rendered, session.store, engine, session.console, more_files)
         built.append(known)
     return findings, BuiltStack(pins, lock, engine, images, tuple(built))
 

@@ -26,7 +26,12 @@ from kiln.process import run
 
 
 def resolve_for(
-    pins: Pins, requirements: Sequence[str], *, absent: Iterable[str] = (), constraints: Sequence[str] = (), as_of: str = ""
+    pins: Pins,
+    requirements: Sequence[str],
+    *,
+    absent: Iterable[str] = (),
+    constraints: Sequence[str] = (),
+    as_of: str = "",
 ) -> dict[str, Wheel]:
     """The wheels that ``requirements`` resolve to on the stack's Python and glibc, by canonical name; no component is set in them yet.
 
@@ -115,7 +120,15 @@ def _as_pip_is_configured() -> tuple[list[str], dict[str, str]]:
     for line in done.output.splitlines():
         key, equals, value = line.partition("=")
         # Later lines (the environment's) win over earlier ones (files).
-        if equals and key.rsplit(".", 1)[-1] in ("index-url", "extra-index-url", "find-links", "cert", "trusted-host", "proxy", "no-index"):
+        if equals and key.rsplit(".", 1)[-1] in (
+            "index-url",
+            "extra-index-url",
+            "find-links",
+            "cert",
+            "trusted-host",
+            "proxy",
+            "no-index",
+        ):
             values[key.rsplit(".", 1)[-1]] = _unquoted(value)
     options = [f"--find-links={link}" for link in values.get("find-links", "").split() if _exists(link)]
     options += [f"--index={url}" for url in values.get("extra-index-url", "").split() if _exists(url)]

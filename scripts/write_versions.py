@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Writes /app/versions.txt and /app/provenance.json of an image: what the lock says, with the wheels that were really built beside it.
 
 Runs in a build step, on the image's own Python, with the standard library alone. versions.txt has the keys that vLLM's own images have
@@ -27,9 +26,12 @@ KEYS = {
 
 
 def main() -> None:
+    """Read what the lock says and what was built, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--provenance", type=Path, required=True, help="what the lock says of this image")
-    parser.add_argument("--wheels", type=Path, required=True, help="a folder a component, with the wheels that were built")
+    parser.add_argument(
+        "--wheels", type=Path, required=True, help="a folder a component, with the wheels that were built"
+    )
     parser.add_argument("--parent", type=Path, help="/app of the image that this one stands on")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -63,7 +65,11 @@ def versions(provenance: dict[str, Any]) -> list[str]:
     for name, key in KEYS.items():
         component = provenance["components"].get(name)
         if component:
-            lines += [f"{key}_BRANCH: {component['ref']}", f"{key}_REPO: {component['url']}", f"{key}_COMMIT: {component['commit']}"]
+            lines += [
+                f"{key}_BRANCH: {component['ref']}",
+                f"{key}_REPO: {component['url']}",
+                f"{key}_COMMIT: {component['commit']}",
+            ]
     return lines
 
 

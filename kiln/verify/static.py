@@ -88,7 +88,8 @@ def config(subject: Subject) -> Outcome:
         failed("\n".join(wrong))
         if wrong
         else passed(
-            f"{' '.join(subject.image.entrypoint or subject.image.command)} as {subject.image.user}, {len(environment)} variables", **seen
+            f"{' '.join(subject.image.entrypoint or subject.image.command)} as {subject.image.user}, {len(environment)} variables",
+            **seen,
         )
     )
 
@@ -98,7 +99,9 @@ def labels(subject: Subject) -> Outcome:
     seen = (_config(subject).get("Config") or {}).get("Labels") or {}
     if subject.pins.base:
         # Labels of the base image stay; none of them is ours to judge.
-        seen = {name: value for name, value in seen.items() if name in dict(subject.labels) or name.startswith("io.kiln.")}
+        seen = {
+            name: value for name, value in seen.items() if name in dict(subject.labels) or name.startswith("io.kiln.")
+        }
     wrong = differing(dict(subject.labels), seen)
     return (
         failed("\n".join(wrong))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 words = [word for word in sys.argv[1:] if not word.startswith("-")]
 variables = dict(word.split("=", 1) for word in words if "=" in word)
-targets = {}
+targets: dict[str, list[str]] = {}
+name = ""
 for line in Path("Makefile").read_text(encoding="utf-8").splitlines():
     if line.startswith("\t"):
         targets[name].append(line.strip())

@@ -23,8 +23,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packaging.utils import canonicalize_name
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kiln.canonical import digest_of, tree_digest
@@ -32,7 +30,7 @@ from kiln.console import Console
 from kiln.engine import Engine, ensure_engine
 from kiln.fetch import fetch
 from kiln.host import ensure_mmdebstrap
-from kiln.lockfile import Lock, Wheel, dump_lock, read_lock
+from kiln.lockfile import Lock, dump_lock, read_lock
 from kiln.lockrocm import wheel_root
 from kiln.pins import Pins, read_pins
 from kiln.rootfs import make_rootfs, place_file
@@ -157,32 +155,53 @@ def make_repositories(folder: Path, pins: Pins, aiter_fault: str = "") -> None:
     commit(lang, other, tags=(picks[1].ref,), on=first.commit)
 
     asmjit = library("https://github.com/asmjit/asmjit")
-    fbgemm = commit("https://github.com/pytorch/fbgemm", {"README": b"stand-in\n"}, submodules={"external/asmjit": asmjit})
-    commit(url["torch"], source("pytorch"), tags=(standin_tag(ref["torch"]),), submodules={"third_party/fbgemm": fbgemm})
+    fbgemm = commit(
+        "https://github.com/pytorch/fbgemm", {"README": b"stand-in\n"}, submodules={"external/asmjit": asmjit}
+    )
+    commit(
+        url["torch"], source("pytorch"), tags=(standin_tag(ref["torch"]),), submodules={"third_party/fbgemm": fbgemm}
+    )
     commit(url["torchvision"], source("vision"), tags=(ref["torchvision"],))
     commit(url["torchaudio"], source("audio"), tags=(ref["torchaudio"],))
     kernels = library("https://github.com/ROCm/composable_kernel")
     cutlass = library("https://github.com/NVIDIA/cutlass")
     both = {"csrc/composable_kernel": kernels, "csrc/cutlass": cutlass}
-    commit(url["flash-attention"], source("flash-attention"), tags=(standin_tag(ref["flash-attention"]),), submodules=both)
-    modules = {f"3rdparty/{name}": library(f"https://github.com/standin/{name}") for name in ("msgpack-c", "spdlog", "spdk")}
+    commit(
+        url["flash-attention"], source("flash-attention"), tags=(standin_tag(ref["flash-attention"]),), submodules=both
+    )
+    modules = {
+        f"3rdparty/{name}": library(f"https://github.com/standin/{name}") for name in ("msgpack-c", "spdlog", "spdk")
+    }
     commit(url["mori"], source("mori"), tags=(ref["mori"],), submodules=modules)
     commit(url["vllm"], source("vllm"), tags=(standin_tag(ref["vllm"]),))
 
-    aiter, before = source("aiter"), ""
+    kernel_sources, before = source("aiter"), ""
     if aiter_fault:
-        aiter["FAULT"] = aiter_fault.encode()
+        kernel_sources["FAULT"] = aiter_fault.encode()
     for tag in ("v0.1.13", "v0.1.14", "v0.1.16.post2"):
-        files = {**aiter, "aiter/release.py": f'TAG = "{tag}"\n'.encode()}
-        made = commit(url["aiter"], files, tags=(tag,), annotated=tag == "v0.1.14", submodules={"3rdparty/composable_kernel": kernels}, on=before)
+        files = {**kernel_sources, "aiter/release.py": f'TAG = "{tag}"\n'.encode()}
+        made = commit(
+            url["aiter"],
+            files,
+            tags=(tag,),
+            annotated=tag == "v0.1.14",
+            submodules={"3rdparty/composable_kernel": kernels},
+            on=before,
+        )
         before = made.commit
 
 
 def move_tag(folder: Path, pins: Pins, tag: str) -> str:
     """What happened to AITER's v0.1.12: the tag names another commit now. Returns that commit."""
     files = {**source("aiter"), "aiter/release.py": b'TAG = "moved"\n'}
-    kernels = Repositories(folder).commit("https://github.com/ROCm/composable_kernel", {"README": b"stand-in for github.com/ROCm/composable_kernel\n"})
-    return Repositories(folder).commit(pins.by_name["aiter"].git, files, tags=(tag,), submodules={"3rdparty/composable_kernel": kernels}).commit
+    kernels = Repositories(folder).commit(
+        "https://github.com/ROCm/composable_kernel", {"README": b"stand-in for github.com/ROCm/composable_kernel\n"}
+    )
+    return (
+        Repositories(folder)
+        .commit(pins.by_name["aiter"].git, files, tags=(tag,), submodules={"3rdparty/composable_kernel": kernels})
+        .commit
+    )
 
 
 def make_archives(folder: Path) -> None:
@@ -233,7 +252,9 @@ def make_wheels(folder: Path, workspace: Workspace, pins: Pins, lock: Lock, stor
         else:
             path = make_wheel(folder, wheel.name, wheel.version)
             data = path.read_bytes()
-            wheels.append(replace(wheel, file=path.name, sha256=hashlib.sha256(data).hexdigest(), size=len(data), index=""))
+            wheels.append(
+                replace(wheel, file=path.name, sha256=hashlib.sha256(data).hexdigest(), size=len(data), index="")
+            )
     return Lock(pins.stack, "", (), tuple(wheels), roots=(("wheels", wheel_root(pins)),))
 
 
@@ -257,7 +278,9 @@ def make_packages(folder: Path, pins: Pins) -> None:
         )
         shutil.rmtree(tree)
         data = deb.read_bytes()
-        index.append(f"{control}Filename: ./{deb.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n")
+        index.append(
+            f"{control}Filename: ./{deb.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
+        )
     (folder / "Packages").write_text("\n".join(index))
 
 
@@ -283,17 +306,29 @@ def make_base(folder: Path, workspace: Workspace, store: Store, engine: Engine, 
         (overlay / path).write_text(text)
         (overlay / path).chmod(0o755)
     place_file(store.check(rootfs, "the root file system"), context / "rootfs.tar")
-    (context / "Dockerfile").write_text("FROM scratch\nADD rootfs.tar /\nCOPY overlay/ /\nENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n")
+    (context / "Dockerfile").write_text(
+        "FROM scratch\nADD rootfs.tar /\nCOPY overlay/ /\nENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    )
     archive, metadata = folder / "base.tar", folder / "metadata.json"
-    words = ["docker", "buildx", "build", "--builder=default", "--quiet", "--provenance=false", f"--metadata-file={metadata}"]
-    words += [f"--build-arg=SOURCE_DATE_EPOCH={EPOCH}", f"--output=type=oci,dest={archive},rewrite-timestamp=true", str(context)]
+    words = [
+        "docker",
+        "buildx",
+        "build",
+        "--builder=default",
+        "--quiet",
+        "--provenance=false",
+        f"--metadata-file={metadata}",
+    ]
+    words += [
+        f"--build-arg=SOURCE_DATE_EPOCH={EPOCH}",
+        f"--output=type=oci,dest={archive},rewrite-timestamp=true",
+        str(context),
+    ]
     environment = {**os.environ, **engine.environment}
     subprocess.run(words, check=True, env=environment, stdout=subprocess.DEVNULL)
     digest = json.loads(metadata.read_text())["containerimage.digest"]
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder / "layout", filter="data")
     shutil.rmtree(context)
-    return {"archive": "base/base.tar", "layout": "base/layout", "digest": digest, "name": f"kiln/standin-base:{digest[7:19]}"}
+    return {"archive": "base/base.tar", "digest": digest, "name": f"kiln/standin-base:{digest[7:19]}"}
 
 
 def make_standins(folder: Path, *, aiter_fault: str = "", also: Callable[[Path, Pins], object] | None = None) -> Path:
@@ -306,7 +341,15 @@ def make_standins(folder: Path, *, aiter_fault: str = "", also: Callable[[Path, 
     store = Store(workspace.state / "store")
     pins = read_pins(workspace, STACK)
     lock = read_lock(workspace, pins)
-    key = digest_of([tree_digest(HERE), pins.sha256, lock.sha256, aiter_fault, read_lock(workspace, read_pins(workspace, "cpu")).sha256])
+    key = digest_of(
+        [
+            tree_digest(HERE),
+            pins.sha256,
+            lock.sha256,
+            aiter_fault,
+            read_lock(workspace, read_pins(workspace, "cpu")).sha256,
+        ]
+    )
     note = folder / "made-from"
     if also is None and note.is_file() and note.read_text() == key:
         return folder
@@ -321,7 +364,9 @@ def make_standins(folder: Path, *, aiter_fault: str = "", also: Callable[[Path, 
     base = make_base(folder / "base", workspace, store, engine, console)
     (folder / "seed.lock.toml").write_text(dump_lock(seed))
     (folder / "standins.json").write_text(json.dumps({"base": base}, indent=2) + "\n")
-    (folder / "apt.sources").write_text(f"Types: deb\nURIs: file:{folder.absolute()}/packages\nSuites: ./\nTrusted: yes\n")
+    (folder / "apt.sources").write_text(
+        f"Types: deb\nURIs: file:{folder.absolute()}/packages\nSuites: ./\nTrusted: yes\n"
+    )
     (folder / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {folder.absolute()}/wheels\n")
     (folder / "kiln.toml").write_text(
         "[mirrors]\n"

@@ -7,5 +7,13 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KILN_ROOT", "KILN_STATE", "KILN_APT_SOURCES", "KILN_CONFIG", "KILN_MIRRORS", "DOCKER_HOST", "DOCKER_CONFIG"):
+    for name in (
+        "KILN_ROOT",
+        "KILN_STATE",
+        "KILN_APT_SOURCES",
+        "KILN_CONFIG",
+        "KILN_MIRRORS",
+        "DOCKER_HOST",
+        "DOCKER_CONFIG",
+    ):
         monkeypatch.delenv(name, raising=False)

@@ -48,7 +48,9 @@ def test_a_tag_of_a_source(pins: Pins) -> None:
     aiter = chosen.by_name["aiter"]
     assert (aiter.ref, aiter.version) == ("v0.1.15", "0.1.15")
     assert chosen.overrides == (("aiter", "v0.1.15"),)
-    assert [item for item in chosen.components if item.name != "aiter"] == [item for item in pins.components if item.name != "aiter"]
+    assert [item for item in chosen.components if item.name != "aiter"] == [
+        item for item in pins.components if item.name != "aiter"
+    ]
 
 
 def test_a_commit_of_a_source_keeps_the_pinned_release_in_its_version(pins: Pins) -> None:
@@ -72,7 +74,9 @@ def test_a_wheel_is_chosen_by_its_version_and_those_beside_it_stay(pins: Pins, t
 
 def test_a_wheel_keeps_its_extras(pins: Pins) -> None:
     flydsl = replace(pins.by_name["flydsl"], wheels=("flydsl[fast]==0.1.7",))
-    given_extras = replace(pins, components=tuple(flydsl if item.name == "flydsl" else item for item in pins.components))
+    given_extras = replace(
+        pins, components=tuple(flydsl if item.name == "flydsl" else item for item in pins.components)
+    )
     assert apply_choices(given_extras, ["flydsl=0.1.8"]).by_name["flydsl"].wheels == ("flydsl[fast]==0.1.8",)
 
 
@@ -161,14 +165,17 @@ def test_the_checksum_does_not_see_choices_that_change_nothing(pins: Pins) -> No
 # what is refused
 
 
-@pytest.mark.parametrize("text", ["", "aiter", "=v1", "aiter=", " = ", "aiter=v1 v2", "aiter=v'1", 'aiter="v1"', "aiter=a\\b", "aiter=a\nb"])
+@pytest.mark.parametrize(
+    "text", ["", "aiter", "=v1", "aiter=", " = ", "aiter=v1 v2", "aiter=v'1", 'aiter="v1"', "aiter=a\\b", "aiter=a\nb"]
+)
 def test_what_is_not_name_and_ref(pins: Pins, text: str) -> None:
     with pytest.raises(UsageError, match="is not NAME=REF"):
         apply_choices(pins, [text])
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("aitr", "aiter"), ("vlm", "vllm"), ("arch", "archs"), ("bsae", "base"), ("tile-lang", "tilelang")]
+    ("name", "near"),
+    [("aitr", "aiter"), ("vlm", "vllm"), ("arch", "archs"), ("bsae", "base"), ("tile-lang", "tilelang")],
 )
 def test_an_unknown_name_is_answered_with_near_ones_and_all(pins: Pins, name: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -315,7 +322,9 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: " ".join(choices))
-def test_what_is_saved_is_read_as_the_same_pins_without_overrides(copied: Workspace, pins: Pins, choices: list[str]) -> None:
+def test_what_is_saved_is_read_as_the_same_pins_without_overrides(
+    copied: Workspace, pins: Pins, choices: list[str]
+) -> None:
     chosen = apply_choices(pins, choices)
     lines = save(copied, chosen)
     found = read_pins(copied, STACK)
@@ -332,7 +341,11 @@ def test_saving_changes_the_chosen_lines_alone(copied: Workspace, pins: Pins) ->
     lines = save(copied, apply_choices(pins, ["aiter=v9.9.9", "archs=gfx90a"]))
     after = path.read_text(encoding="utf-8").splitlines()
     changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
-    assert sorted(line for line in changed if line[0] == "+") == ['+ archs = ["gfx90a"]', '+ ref = "v9.9.9"', '+ version = "9.9.9"']
+    assert sorted(line for line in changed if line[0] == "+") == [
+        '+ archs = ["gfx90a"]',
+        '+ ref = "v9.9.9"',
+        '+ version = "9.9.9"',
+    ]
     assert len(changed) == 6
     assert [line for line in after if line.startswith("#")] == [line for line in before if line.startswith("#")]
     assert lines == [

@@ -39,7 +39,9 @@ def edit(copied: Workspace) -> Edit:
 
 def line(workspace: Workspace, start: str) -> str:
     """The one line of the pins that begins so: what changes with every bump is not copied into the tests."""
-    found = [one for one in workspace.pins_file(STACK).read_text(encoding="utf-8").splitlines() if one.startswith(start)]
+    found = [
+        one for one in workspace.pins_file(STACK).read_text(encoding="utf-8").splitlines() if one.startswith(start)
+    ]
     assert len(found) == 1, f"{start!r} begins {len(found)} lines"
     return found[0]
 
@@ -193,7 +195,18 @@ def test_a_mistake_is_named_with_its_key(copied: Workspace, edit: Edit, old: str
 
 
 # The stages of both Dockerfiles, the images, and the stage in which another component's wheels are built.
-TAKEN = ["base", "packages", "system", "python", "tools", "toolchain", "versions", "rocm-base", "rocm-serving", "triton-wheels"]
+TAKEN = [
+    "base",
+    "packages",
+    "system",
+    "python",
+    "tools",
+    "toolchain",
+    "versions",
+    "rocm-base",
+    "rocm-serving",
+    "triton-wheels",
+]
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -271,7 +284,12 @@ def test_all_mistakes_are_named_at_once(copied: Workspace, edit: Edit) -> None:
     edit('provides = ["amd-aiter"]', 'provides = ["torch"]')
     with pytest.raises(PinsError) as caught:
         read_pins(copied, STACK)
-    assert sorted(keys(caught.value)) == ["base.digest", "components.aiter.provides", "components.cpython", "stack.archs"]
+    assert sorted(keys(caught.value)) == [
+        "base.digest",
+        "components.aiter.provides",
+        "components.cpython",
+        "stack.archs",
+    ]
     assert "4 problems" in caught.value.what
 
 
@@ -280,7 +298,9 @@ def test_names_of_architectures(arch: str) -> None:
     assert bad_arch(arch) is None
 
 
-@pytest.mark.parametrize("arch", ["", "gfx", "gfx9", "gfx94", "942", "gfx942 ", "gfx94x", "gfx12010", "gfx9-4-generic", "native", "gfx942\n"])
+@pytest.mark.parametrize(
+    "arch", ["", "gfx", "gfx9", "gfx94", "942", "gfx942 ", "gfx94x", "gfx12010", "gfx9-4-generic", "native", "gfx942\n"]
+)
 def test_what_is_no_architecture(arch: str) -> None:
     assert repr(arch) in str(bad_arch(arch))
 
@@ -293,7 +313,9 @@ def test_comments_and_order_within_a_table_do_not_change_the_checksum(copied: Wo
     assert read_pins(copied, STACK) == before
 
 
-@pytest.mark.parametrize(("old", "new"), [('ref = "v0.1.14"', 'ref = "v0.1.15"'), ("555d04f", "555d04e"), ("gfx950", "gfx90a")])
+@pytest.mark.parametrize(
+    ("old", "new"), [('ref = "v0.1.14"', 'ref = "v0.1.15"'), ("555d04f", "555d04e"), ("gfx950", "gfx90a")]
+)
 def test_a_choice_changes_the_checksum(copied: Workspace, edit: Edit, old: str, new: str) -> None:
     before: Pins = read_pins(copied, STACK)
     path = copied.pins_file(STACK)

@@ -84,7 +84,11 @@ def test_the_name_vllm_speaks_for_the_pinned_wheel(real: Workspace) -> None:
 
 def test_the_lock_names_files_and_no_addresses(tracked: dict[str, str]) -> None:
     """Sources and archives have an upstream; what comes from a registry has none written down."""
-    locks = {name: tomllib.loads(text) for name, text in tracked.items() if name.startswith("pins/") and name.endswith(".lock.toml")}
+    locks = {
+        name: tomllib.loads(text)
+        for name, text in tracked.items()
+        if name.startswith("pins/") and name.endswith(".lock.toml")
+    }
     assert locks
     entries = [entry for lock in locks.values() for kind in ("deb", "wheel") for entry in lock.get(kind, [])]
     assert len(entries) > 100

@@ -1,0 +1,231 @@
+"""The ROCm stack on the real engine, from stand-ins: the very files that are committed, and what must not get through."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kiln.pins import Pins, read_pins
+from kiln.workspace import Workspace
+from tests.rehearsal.standins import STACK, make_standins, move_tag
+
+pytestmark = pytest.mark.engine
+REPOSITORY = Path(__file__).parents[2]
+STATE = REPOSITORY / ".kiln" / "rehearsal"
+ANOTHER = "v0.1.16.post2"
+RUN = re.compile(r"^#(\d+) \[(?:\S+ )?([\w.-]+) +\d+/\d+\] RUN ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+def rehearse(standins: Path, *words: str, **env: str) -> Ran:
+    command = [sys.executable, "-m", "kiln", "rehearse", STACK, "--standins", str(standins), *words]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, **env}
+    )
+    assert "Traceback" not in done.stderr.split("what to do")[0] or done.returncode == 50, done.stderr
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def records() -> set[str]:
+    """The images that are known to be built: what could be verified, and one day published."""
+    return {path.name for path in (STATE / "builds").glob("*.json")} if STATE.is_dir() else set()
+
+
+def layers(image: str) -> list[tuple[str, str]]:
+    """The layers of the image that was built last: digest and what made it."""
+    with tarfile.open(STATE / "images" / f"{image}.tar") as archive:
+
+        def blob(digest: str) -> dict[str, object]:
+            member = archive.extractfile(f"blobs/sha256/{digest[7:]}")
+            assert member is not None
+            return dict(json.load(member))
+
+        index = archive.extractfile("index.json")
+        assert index is not None
+        manifest = blob(json.load(index)["manifests"][0]["digest"])
+        config = blob(manifest["config"]["digest"])  # type: ignore[index]
+    made = [step["created_by"] for step in config["history"] if not step.get("empty_layer")]  # type: ignore[attr-defined]
+    return [(layer["digest"], by) for layer, by in zip(manifest["layers"], made, strict=True)]  # type: ignore[call-overload]
+
+
+def stages_run(image: str) -> set[str]:
+    """The stages of the last build whose RUN steps were carried out, not taken from the cache."""
+    log = (STATE / "logs" / f"build-{image}.log").read_text()
+    cached = set(re.findall(r"^#(\d+) CACHED", log, re.MULTILINE))
+    return {stage for number, stage in RUN.findall(log) if number not in cached}
+
+
+@pytest.fixture(scope="module")
+def standins() -> Path:
+    """The same stand-ins that `make rehearse` uses."""
+    return make_standins(REPOSITORY / ".kiln" / "standins")
+
+
+@pytest.fixture(scope="module")
+def green(standins: Path) -> Ran:
+    done = rehearse(standins)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_both_images_are_built_and_looked_at(green: Ran) -> None:
+    digests = re.findall(r"^digest +(sha256:[0-9a-f]{64})$", green.out, re.MULTILINE)
+    assert len(digests) == 2
+    for digest, name in zip(digests, ("rocm-base", "rocm-serving"), strict=True):
+        report = json.loads((STATE / "reports" / f"{digest.replace(':', '-')}.json").read_text())
+        assert report["subject"]["image"] == name
+        assert report["chosen"] == {"overrides": {}, "allowed_advisories": [], "rehearsal": True}
+        assert report["summary"]["fail"] == report["summary"]["error"] == 0
+        assert report["summary"]["pass"] == 5
+        # Nobody served anything: said four times, and not counted as passed.
+        assert report["summary"]["skip"] == (4 if name == "rocm-serving" else 0)
+        labels = next(check for check in report["checks"] if check["id"] == "image.labels")["evidence"]["labels"]
+        assert labels["io.kiln.rehearsal"] == "true"
+        assert re.fullmatch(r"[0-9a-f]{40}", labels["io.kiln.component.aiter.commit"])
+        assert re.fullmatch(r"3rdparty/composable_kernel@[0-9a-f]{40}", labels["io.kiln.component.aiter.submodules"])
+
+
+@pytest.mark.parametrize("image", ["rocm-base", "rocm-serving"])
+def test_what_is_rehearsed_is_what_is_committed(green: Ran, standins: Path, image: str) -> None:
+    assert rehearse(standins).code == 0
+    rehearsed = STATE / "renders" / image
+    committed = REPOSITORY / "images" / image
+    assert (rehearsed / "Dockerfile").read_bytes() == (committed / "Dockerfile").read_bytes()
+    # The bake file differs in what the lock decides, and in nothing else.
+    anonymous = [
+        re.sub(r"[0-9a-f]{16,64}|unresolved", "#", (folder / "docker-bake.json").read_text())
+        for folder in (rehearsed, committed)
+    ]
+    lines = [set(text.splitlines()) for text in anonymous]
+    only = {line.split('"')[1] for line in lines[0] ^ lines[1]}
+    assert {name for name in only if not name.startswith("io.kiln.")} == set()
+
+
+def test_no_step_of_either_file_may_use_a_network(green: Ran) -> None:
+    for image in ("rocm-base", "rocm-serving"):
+        text = (REPOSITORY / "images" / image / "Dockerfile").read_text()
+        assert (
+            len(re.findall(r"^RUN ", text, re.MULTILINE))
+            == len(re.findall(r"^RUN --network=none", text, re.MULTILINE))
+            > 5
+        )
+
+
+def test_a_second_run_builds_and_checks_nothing(green: Ran, standins: Path) -> None:
+    again = rehearse(standins)
+    assert again.code == 0
+    assert again.err.count("is built already") == again.err.count("is verified already") == 2
+
+
+def test_another_aiter_rebuilds_aiter_and_what_stands_on_it(green: Ran, standins: Path) -> None:
+    shutil.rmtree(STATE / "builds")
+    assert rehearse(standins).code == 0
+    before = {image: layers(image) for image in ("rocm-base", "rocm-serving")}
+    for record in (STATE / "builds").glob("*.json"):
+        record.unlink()
+    done = rehearse(standins, "--set", f"aiter={ANOTHER}")
+    assert done.code == 0, done.err
+    assert stages_run("rocm-base") <= {"aiter-wheels", "aiter", "versions"}
+    assert stages_run("rocm-serving") <= {"versions"}
+    after = {image: layers(image) for image in before}
+    changed = {
+        image: [n for n, pair in enumerate(zip(before[image], after[image], strict=True)) if pair[0] != pair[1]]
+        for image in before
+    }
+    # Of the base image AITER's layer and the one that says what is in the image; of the serving image the latter once more.
+    count = len(before["rocm-base"])
+    assert changed["rocm-base"] == [count - 3, count - 2]
+    assert changed["rocm-serving"] == [count - 3, count - 2, len(before["rocm-serving"]) - 2]
+    assert json.loads(_report(done))["chosen"]["overrides"] == {"aiter": ANOTHER}
+
+
+def _report(done: Ran) -> str:
+    path = next(line.split()[1] for line in done.out.splitlines() if line.startswith("report"))
+    return (REPOSITORY / path).read_text()
+
+
+FAULTS = {
+    "no-module": "aiter/jit/module_mhc.so",
+    "gfx942-only": "gfx950",
+    "uses-the-network": "urlopen",
+    "swaps-triton-loudly": "Replacing existing",
+    "swaps-triton-silently": "3.7.0",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wheel_that_is_wrong_goes_nowhere(green: Ran, tmp_path: Path, fault: str) -> None:
+    make_standins(tmp_path / "standins", aiter_fault=fault)
+    known = records()
+    done = rehearse(tmp_path / "standins")
+    assert done.code == 50, done.err
+    assert "the build step aiter-wheels" in done.err
+    assert FAULTS[fault] in done.err
+    assert records() == known
+    assert done.out == ""
+
+
+def test_a_tag_that_moved_is_refused_with_both_commits(green: Ran, tmp_path: Path) -> None:
+    folder = make_standins(tmp_path / "standins")
+    assert rehearse(folder).code == 0
+    lock = (STATE / "locks" / f"{STACK}.lock.toml").read_text()
+    was = re.search(r'component = "aiter".*?commit = "([0-9a-f]{40})"', lock, re.DOTALL)
+    assert was
+    now = move_tag(folder / "repositories", read_pins(Workspace(REPOSITORY, STATE), STACK), "v0.1.14")
+    done = rehearse(folder)
+    assert done.code == 17
+    assert was[1] in done.err
+    assert now in done.err
+    assert "--accept-moved aiter" in done.err
+    assert (STATE / "locks" / f"{STACK}.lock.toml").read_text() == lock
+
+
+def test_a_submodule_commit_that_nobody_has_is_named(green: Ran, tmp_path: Path) -> None:
+    def forget(folder: Path, _: Pins) -> None:
+        kernels = folder / "repositories/github.com/ROCm/composable_kernel"
+        shutil.rmtree(kernels)
+        shutil.copytree(folder / "repositories/github.com/NVIDIA/cutlass", kernels)
+
+    known = records()
+    done = rehearse(make_standins(tmp_path / "standins", also=forget))
+    assert done.code == 24
+    assert "a submodule commit is missing: " in done.err
+    assert "composable_kernel" in done.err
+    assert records() == known
+
+
+def test_a_tag_that_is_not_there_is_answered_with_those_that_are(green: Ran, standins: Path) -> None:
+    done = rehearse(standins, "--set", "aiter=v0.1.41", ALLOW_ADVISORY="aiter-mhc-race aiter-mhc-rocm723")
+    assert done.code == 16
+    assert "v0.1.14" in done.err
+
+
+def test_a_known_bad_aiter_is_refused_unless_it_is_allowed_and_then_the_image_says_so(
+    green: Ran, standins: Path
+) -> None:
+    done = rehearse(standins, "--set", "aiter=v0.1.13")
+    assert done.code == 19
+    assert "aiter-mhc-race" in done.err
+    assert "v0.1.14" in done.err.split("what to do")[1]
+    allowed = rehearse(standins, "--set", "aiter=v0.1.13", ALLOW_ADVISORY="aiter-mhc-race")
+    assert allowed.code == 0, allowed.err
+    report = json.loads(_report(allowed))
+    assert report["chosen"]["allowed_advisories"] == ["aiter-mhc-race"]
+    labels = next(check for check in report["checks"] if check["id"] == "image.labels")["evidence"]["labels"]
+    assert labels["io.kiln.advisories.allowed"] == "aiter-mhc-race"
+    assert labels["io.kiln.overrides"] == "aiter=v0.1.13"
