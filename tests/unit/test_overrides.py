@@ -45,8 +45,8 @@ def base_of(pins: Pins) -> BasePins:
 
 def test_a_tag_of_a_source(pins: Pins) -> None:
     chosen = apply_choices(pins, ["aiter=v0.1.15"])
-    aiter = chosen.by_name["aiter"]
-    assert (aiter.ref, aiter.version) == ("v0.1.15", "0.1.15")
+    source = chosen.by_name["aiter"]
+    assert (source.ref, source.version) == ("v0.1.15", "0.1.15")
     assert chosen.overrides == (("aiter", "v0.1.15"),)
     assert [item for item in chosen.components if item.name != "aiter"] == [
         item for item in pins.components if item.name != "aiter"
@@ -208,7 +208,7 @@ def test_a_cpu_stack_has_no_base_and_no_archs(copied: Workspace, choice: str) ->
 
 @pytest.mark.parametrize("text", ["sm_90", "gfx942,sm_90", "gfx942 gfx950", ",", ";,"])
 def test_archs_that_are_none(pins: Pins, text: str) -> None:
-    with pytest.raises(UsageError, match="archs|NAME=REF"):
+    with pytest.raises(UsageError, match=r"archs|NAME=REF"):
         apply_choices(pins, [f"archs={text}"])
 
 
