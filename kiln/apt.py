@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kiln.errors import FetchError, HostError, ResolveError
-from kiln.lockfile import Deb
+from kiln.lockentries import Deb
 from kiln.process import Finished, run
 from kiln.store import write_whole
 

@@ -13,7 +13,7 @@ from kiln.console import Console
 from kiln.containers import connect
 from kiln.engine import Engine, image_digest
 from kiln.errors import UpstreamError
-from kiln.lockfile import BaseImage
+from kiln.lockentries import BaseImage
 from kiln.process import run
 
 STATUS = "/var/lib/dpkg/status"

@@ -24,7 +24,8 @@ from kiln.console import Console, megabytes
 from kiln.engine import Engine, image_digest
 from kiln.errors import BuildError, EngineError, SourceError
 from kiln.fetch import source_key
-from kiln.lockfile import Deb, Git, Lock, Wheel
+from kiln.lockentries import Deb, Git, Wheel
+from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.plan import ROOTFS, Context
 from kiln.process import end_group, raise_if_disk_full, run

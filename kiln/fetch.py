@@ -22,7 +22,8 @@ from kiln.config import Config
 from kiln.console import Console, Meter, megabytes
 from kiln.errors import FetchError, HashMismatchError, KilnError, UpstreamError
 from kiln.git import GitCache
-from kiln.lockfile import Archive, Deb, Git, Lock, Wheel
+from kiln.lockentries import Archive, Deb, Git, Wheel
+from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.store import BLOB_TIME, Store, disk_full_is_an_error
 from kiln.wheels import download

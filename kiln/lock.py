@@ -17,7 +17,8 @@ from kiln.apt import Apt
 from kiln.console import Console
 from kiln.errors import LockInvalidError, ResolveError
 from kiln.fetch import fetch, sizes
-from kiln.lockfile import TOOLS, Deb, Lock, Wheel, dump_lock, lock_path, parse_lock
+from kiln.lockentries import Deb, Wheel
+from kiln.lockfile import TOOLS, Lock, dump_lock, lock_path, parse_lock
 from kiln.lockrocm import Upstreams, lock_rocm
 from kiln.pins import ComponentPins, Pins
 from kiln.store import Store, write_whole

@@ -22,7 +22,8 @@ from kiln.console import Console
 from kiln.errors import HostError, MovedRefError, SourceError, UpstreamError
 from kiln.fetch import download_archive, fetch, sizes
 from kiln.git import GitCache, Submodule
-from kiln.lockfile import TOOLS, Archive, BaseImage, Deb, Git, Lock, Unresolved, Wheel
+from kiln.lockentries import Archive, BaseImage, Deb, Git, Unresolved, Wheel
+from kiln.lockfile import TOOLS, Lock
 from kiln.pins import ArchivePin, ComponentPins, Pins
 from kiln.registry import tag_digest
 from kiln.store import Store

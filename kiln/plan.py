@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 from kiln.canonical import digest_of, sha256_file, tree_digest
 from kiln.errors import PinsError
 from kiln.image import Image
-from kiln.lockfile import Archive, Deb, Git, Lock, Wheel
+from kiln.lockentries import Archive, Deb, Git, Wheel
+from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.rootfs import rootfs_key
 from kiln.workspace import Workspace

@@ -12,7 +12,8 @@ from pathlib import Path
 from kiln.canonical import digest_of
 from kiln.console import Console
 from kiln.errors import BuildError, HostError
-from kiln.lockfile import Deb, Lock
+from kiln.lockentries import Deb
+from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.process import run
 from kiln.store import BLOB_TIME, Store

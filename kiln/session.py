@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from kiln.config import Config, read_config
 from kiln.console import Console
 from kiln.errors import LockMissingError, LockStaleError, SourceError, UnresolvedError, UpstreamError, UsageError
-from kiln.lockfile import BaseImage, Lock, read_lock
+from kiln.lockentries import BaseImage
+from kiln.lockfile import Lock, read_lock
 from kiln.overrides import apply_choices
 from kiln.pins import Pins, read_pins
 from kiln.store import Store, write_whole

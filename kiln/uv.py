@@ -20,7 +20,7 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from kiln.errors import ResolveError
-from kiln.lockfile import Wheel
+from kiln.lockentries import Wheel
 from kiln.pins import Pins
 from kiln.process import run
 

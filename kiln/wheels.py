@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from kiln.errors import FetchError, HashMismatchError, HostError, ResolveError
-from kiln.lockfile import Wheel
+from kiln.lockentries import Wheel
 from kiln.pins import Pins
 from kiln.process import Finished, run
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kiln.build import bake_argv
-from kiln.lockfile import Deb, Lock, Wheel, dump_lock
+from kiln.lockentries import Deb, Wheel
+from kiln.lockfile import Lock, dump_lock
 from kiln.pins import Pins, read_pins
 from kiln.render import render, write_rendered
 from kiln.workspace import Workspace
@@ -130,7 +131,9 @@ def test_a_real_stack_renders_alike_in_any_zone_locale_seed_and_folder(
     assert tree(one) == tree(other)
     # The committed files are the golden ones: a change of a pin, a recipe or a template is seen in them.
     for name, data in tree(one).items():
-        assert (REPOSITORY / "images" / name).read_bytes() == data, f"images/{name} is not what renders now: kiln render {stack}"
+        assert (REPOSITORY / "images" / name).read_bytes() == data, (
+            f"images/{name} is not what renders now: kiln render {stack}"
+        )
 
 
 def test_rendering_twice_gives_equal_values(toy: Workspace, tmp_path: Path) -> None:

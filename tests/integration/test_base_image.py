@@ -20,7 +20,7 @@ from kiln.config import Config
 from kiln.console import Console
 from kiln.engine import Engine, image_digest
 from kiln.errors import RefNotFoundError, UpstreamError
-from kiln.lockfile import BaseImage
+from kiln.lockentries import BaseImage
 from kiln.registry import tag_digest
 from tests.rehearsal.standins import make_standins
 

@@ -10,7 +10,7 @@ import pytest
 import kiln.apt
 from kiln.apt import Apt, _deb, _one_line, _retarget, sources_for
 from kiln.errors import FetchError, HostError, ResolveError
-from kiln.lockfile import Deb
+from kiln.lockentries import Deb
 from kiln.process import Finished
 
 STANZA = """# the main archive

@@ -9,7 +9,8 @@ import pytest
 from kiln.audit import Audit, audit, dockerfile_problems, judge_audit
 from kiln.errors import MutableInputError
 from kiln.git import Submodule
-from kiln.lockfile import Archive, BaseImage, Git, Lock, Unresolved, Wheel, read_lock
+from kiln.lockentries import Archive, BaseImage, Git, Unresolved, Wheel
+from kiln.lockfile import Lock, read_lock
 from kiln.pins import Pins, read_pins
 from kiln.render import Rendered, render
 from kiln.workspace import Workspace

@@ -14,7 +14,8 @@ from kiln.build import BuildWatcher, Built, _load, known_build, lay_out, referen
 from kiln.console import Console
 from kiln.engine import Engine
 from kiln.errors import DiskFullError, EngineError, StoreDamagedError
-from kiln.lockfile import Lock, Wheel
+from kiln.lockentries import Wheel
+from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.plan import Context
 from kiln.process import Finished, raise_if_disk_full

@@ -13,7 +13,8 @@ import kiln.fetch
 from kiln.console import Console
 from kiln.errors import FetchError, HashMismatchError, KilnError
 from kiln.fetch import GROUP_BYTES, GROUP_FILES, _groups, fetch
-from kiln.lockfile import Deb, Lock, Wheel
+from kiln.lockentries import Deb, Wheel
+from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.store import Store
 

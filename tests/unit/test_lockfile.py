@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiln.errors import LockInvalidError, LockMissingError, LockStaleError
-from kiln.lockfile import Deb, Lock, Wheel, dump_lock, parse_lock, read_lock
+from kiln.lockentries import Deb, Wheel
+from kiln.lockfile import Lock, dump_lock, parse_lock, read_lock
 from kiln.pins import Pins
 from kiln.workspace import Workspace
 

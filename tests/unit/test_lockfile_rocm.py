@@ -14,19 +14,8 @@ from hypothesis import strategies as st
 from kiln.canonical import digest_of
 from kiln.errors import LockInvalidError, LockStaleError, UnresolvedError
 from kiln.git import Submodule
-from kiln.lockfile import (
-    Archive,
-    BaseImage,
-    Deb,
-    Git,
-    Lock,
-    Unresolved,
-    Wheel,
-    dump_lock,
-    lock_path,
-    parse_lock,
-    read_lock,
-)
+from kiln.lockentries import Archive, BaseImage, Deb, Git, Unresolved, Wheel
+from kiln.lockfile import Lock, dump_lock, lock_path, parse_lock, read_lock
 from kiln.overrides import apply_choices
 from kiln.pins import Pins, read_pins
 from kiln.workspace import Workspace

@@ -18,7 +18,8 @@ from kiln.console import Console
 from kiln.errors import HashMismatchError, MovedRefError, RefNotFoundError, ResolveError, SourceError, UpstreamError
 from kiln.git import GitCache, Submodule
 from kiln.lock import make_lock
-from kiln.lockfile import TOOLS, BaseImage, Deb, Lock, Unresolved, Wheel, dump_lock, parse_lock
+from kiln.lockentries import BaseImage, Deb, Unresolved, Wheel
+from kiln.lockfile import TOOLS, Lock, dump_lock, parse_lock
 from kiln.lockrocm import Upstreams, lock_rocm
 from kiln.overrides import apply_choices
 from kiln.pins import Pins, read_pins

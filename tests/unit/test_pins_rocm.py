@@ -219,7 +219,7 @@ def test_a_component_may_not_take_the_name_of_another_build_stage(copied: Worksp
 
 @pytest.mark.parametrize("name", ["debs", "checks", "wheels-flydsl", "source-aiter", "archives-triton"])
 def test_a_component_may_not_take_the_name_of_a_build_context(copied: Workspace, edit: Edit, name: str) -> None:
-    """A stage hides a named context: steps that want the context would get the component's files."""
+    """A stage and a named context of one name: one of them hides the other, and steps get files that they did not ask for."""
     edit("[components.tilelang]", f"[components.{name}]")
     with pytest.raises(PinsError) as caught:
         read_pins(copied, STACK)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kiln.errors import PinsError, RenderError, RenderStaleError
-from kiln.lockfile import Lock, Wheel, read_lock
+from kiln.lockentries import Wheel
+from kiln.lockfile import Lock, read_lock
 from kiln.pins import Pins, read_pins
 from kiln.plan import component_version
 from kiln.render import Rendered, check_rendered, render, write_rendered

@@ -22,7 +22,8 @@ from kiln.console import Console
 from kiln.errors import FetchError, HashMismatchError, SourceError, UpstreamError
 from kiln.fetch import download_archive, fetch, fetch_sources, pack, source_key
 from kiln.git import GitCache, Submodule
-from kiln.lockfile import Archive, Git, Lock
+from kiln.lockentries import Archive, Git
+from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.store import BLOB_TIME, Store
 

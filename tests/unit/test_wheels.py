@@ -13,7 +13,7 @@ import pytest
 
 import kiln.wheels
 from kiln.errors import FetchError, HashMismatchError, HostError, ResolveError
-from kiln.lockfile import Wheel
+from kiln.lockentries import Wheel
 from kiln.pins import Pins
 from kiln.process import Finished
 from kiln.wheels import _explain_download, _identity, download, requirements_text, resolve, target_options

@@ -163,9 +163,7 @@ FILES = {
     "torch/__init__.py": "from torch import compiler\ndef device(name): return ('device', name)\n",
     "torch/compiler.py": "compiling = False\ndef is_compiling(): return compiling\n",
     "triton/__init__.py": "",
-    "triton/knobs.py": (
-        "from types import SimpleNamespace\nruntime = SimpleNamespace(interpret=True)\n"
-    ),
+    "triton/knobs.py": ("from types import SimpleNamespace\nruntime = SimpleNamespace(interpret=True)\n"),
     "triton/backends/__init__.py": "backends = {}\n",
     "triton/backends/compiler.py": (
         "from abc import ABC, abstractmethod\n"

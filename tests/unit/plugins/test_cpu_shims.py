@@ -59,9 +59,7 @@ def test_loading_twice_or_after_the_import_is_the_same(tree: Tree) -> None:
     ],
     ids=["has the keys", "inherits the method"],
 )
-def test_a_mended_upstream_is_left_alone(
-    tree: Tree, source: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mended_upstream_is_left_alone(tree: Tree, source: str, caplog: pytest.LogCaptureFixture) -> None:
     tree.write(FILE, source)
     with caplog.at_level(logging.INFO, "vllm.kiln"):
         register()

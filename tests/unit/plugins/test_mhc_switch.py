@@ -106,17 +106,13 @@ def test_the_variable_chooses_the_path_and_the_log_proves_it(
 
 
 @pytest.mark.parametrize("value", ["", " ", "2", "yes", "on", "fused", "-1"])
-def test_a_value_that_is_neither_on_nor_off_stops_the_start(
-    monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_a_value_that_is_neither_on_nor_off_stops_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(VARIABLE, value)
     with pytest.raises(RuntimeError, match=f"{VARIABLE}={re.escape(repr(value))} is neither"):
         register()
 
 
-def test_loading_twice_hooks_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_loading_twice_hooks_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv(VARIABLE, "1")
     register()
     register()
@@ -135,9 +131,7 @@ def test_changing_the_choice_in_a_process_is_refused(monkeypatch: pytest.MonkeyP
         register()
 
 
-def test_upstreams_own_choice_is_named_and_overruled(
-    tree: Tree, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_upstreams_own_choice_is_named_and_overruled(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
     tree.replace(FILE, "HAS_TILELANG_MHC = False", "HAS_TILELANG_MHC = True")
     register()
     assert serve(new_model())[-1] == "unfused"
@@ -253,9 +247,7 @@ def test_vllm_learns_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert importlib.import_module("vllm.envs").environment_variables[VARIABLE]() is True
 
 
-def test_elsewhere_the_switch_is_inactive_and_says_so(
-    tree: Tree, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_elsewhere_the_switch_is_inactive_and_says_so(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
     tree.replace("vllm/platforms.py", "device_type = 'cpu'", "device_type = 'cuda'")
     register()
     assert "kiln-mhc: not active on this platform platform=cuda vllm=0.32.0" in messages(caplog)
@@ -264,9 +256,7 @@ def test_elsewhere_the_switch_is_inactive_and_says_so(
     assert PATH_LINE.search(messages(caplog)) is None
 
 
-def test_elsewhere_a_set_variable_stops_the_start(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_elsewhere_a_set_variable_stops_the_start(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.replace("vllm/platforms.py", "device_type = 'cpu'", "device_type = 'cuda'")
     monkeypatch.setenv(VARIABLE, "0")
     with pytest.raises(RuntimeError, match=r"does not switch vLLM 0\.32\.0 on the platform 'cuda'"):

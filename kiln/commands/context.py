@@ -1,0 +1,78 @@
+"""What every command starts from, and the options that many of them have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kiln.console import Console
+from kiln.session import Session
+from kiln.store import Store
+from kiln.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command starts from."""
+
+    root: Path | None
+    state: Path | None
+    console: Console
+    as_json: bool
+    given_session: Session | None = None
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The project; looked for when it is needed, so that --help works anywhere."""
+        return self.given_session.workspace if self.given_session else Workspace.find(self.root, self.state)
+
+    @property
+    def store(self) -> Store:
+        """The content store."""
+        return Store(self.workspace.state / "store")
+
+    @cached_property
+    def session(self) -> Session:
+        """The workspace at work."""
+        return self.given_session or Session(self.workspace, self.store, self.console)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the state folder while writing to it."""
+        with self.workspace.exclusive(self.console.step):
+            yield
+
+    def result(self, text: str, data: Any) -> None:
+        """Print a command's result: for people, or with --json for programs."""
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False) if self.as_json else text)
+
+
+STACK = click.argument("stack")
+SET = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="NAME=REF",
+    help="Take another tag, commit or version than the pins do, for this command (aiter=v0.1.14, base=TAG, archs=gfx942). Repeatable.",
+)
+ALLOW = click.option(
+    "--allow-advisory",
+    "allow",
+    multiple=True,
+    metavar="ID",
+    envvar="ALLOW_ADVISORY",
+    help="Go past this advisory (also: ALLOW_ADVISORY=ID). The image says so for ever. Repeatable.",
+)
+MODEL = click.option(
+    "--model",
+    default="tiny",
+    metavar="DIR",
+    help="Serve this checkpoint (a folder with config.json, weights and answers.json) instead of the tiny one.",
+)
