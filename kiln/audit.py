@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # What fetches something from wherever it is today, in a build step.
 _FETCHING = re.compile(
-    r"\b(curl|wget|git\s+clone|git\s+fetch|git\s+submodule|apt-get\s+(install|update)|apt\s+install|add-apt-repository|npm\s+install|cargo\s+install)\b"
+    r"\b(curl|wget|git\s+(clone|fetch|submodule)|(apt|apt-get|aptitude)\s+(-o\s+\S+\s+|-\S+\s+)*(install|update|upgrade)|add-apt-repository"
+    r"|npm\s+(-\S+\s+)*(install|ci)|cargo\s+(-\S+\s+)*install)\b"
 )
+# A here-document, as a word of its own: `<<EOF`, `<<-"EOF"`, `3<<EOF`. `1<<3` in arithmetic and `<<<text` are none.
+_HEREDOC = re.compile(r"\d*<<-?['\"]?([^<'\"\s]+)['\"]?")
 _PIP = re.compile(r"\bpip3?\s+(install|download|wheel)\b")
 
 
@@ -85,9 +89,14 @@ def _sources(pins: Pins, lock: Lock, open_names: set[tuple[str, str]]) -> Iterat
         for what, commit in commits.items():
             if not _COMMIT.fullmatch(commit):
                 yield f"{component.name}: {what} {commit!r} is not 40 digits"
-        locked = {archive.name for archive in lock.archives_of(component.name)}
+        known = {archive.name for archive in lock.archives_of(component.name)}
+        known |= {
+            entry.ref.partition(":")[0]
+            for entry in lock.unresolved
+            if (entry.kind, entry.name) == ("archive", component.name)
+        }
         for archive in component.archives:
-            if archive.name not in locked and ("archive", component.name) not in open_names:
+            if archive.name not in known:
                 yield f"{component.name}: the archive {archive.name} has no sha256 in the lock"
 
 
@@ -107,11 +116,11 @@ def dockerfile_problems(text: str, contexts: set[str]) -> list[str]:
     stages = {"scratch", *contexts}
     for instruction in _instructions(text):
         word, _, rest = instruction.partition(" ")
-        words = rest.split()
+        word, words = word.upper(), rest.split()
         if word == "FROM":
             parts = [part for part in words if not part.startswith("--")]
-            problems += _reference(parts[0], stages, "FROM")
-            stages.add(parts[-1])
+            problems += _reference(parts[0] if parts else "nothing", stages, "FROM")
+            stages |= set(parts[-1:])
         sources = re.findall(r"--from=(\S+)", rest) if word in ("COPY", "ADD") else []
         sources += re.findall(r"--mount=\S*?\bfrom=([^,\s]+)", rest)
         for source in sources:
@@ -123,7 +132,8 @@ def dockerfile_problems(text: str, contexts: set[str]) -> list[str]:
         ):
             problems.append(f"ADD of an address without a checksum: {rest[:80]}")
         if word == "RUN":
-            if "--network=none" not in words:
+            options = list(itertools.takewhile(lambda part: part.startswith("--"), words))
+            if "--network=none" not in options:
                 problems.append(f"a RUN step may use the network: {rest[:80]}")
             if found := _FETCHING.search(rest):
                 problems.append(f"a RUN step fetches something: {found[0]}")
@@ -146,11 +156,15 @@ def _instructions(text: str) -> list[str]:
             continue
         whole = line
         while whole.rstrip().endswith("\\"):
-            following = next(lines, "")
-            if not following.lstrip().startswith("#"):
+            following = next(lines, None)
+            if following is None:
+                break
+            # Comments and empty lines within a continued instruction are passed over, as Docker does.
+            if following.strip() and not following.lstrip().startswith("#"):
                 whole = whole.rstrip()[:-1] + " " + following.strip()
         found.append(" ".join(whole.split()))
-        for marker in re.findall(r"<<-?['\"]?(\w+)['\"]?", whole):
+        words = whole.split()
+        for marker in [match[1] for word in words if (match := _HEREDOC.fullmatch(word))]:
             for body in lines:
                 if body.strip() == marker:
                     break

@@ -229,16 +229,17 @@ def fetch_sources(lock: Lock, store: Store, cache: GitCache, console: Console) -
 
 def pack(folder: Path, target: Path) -> None:
     """A tar of ``folder``: names in order, one time, no owner, modes 0644 and 0755, so that equal trees give equal bytes."""
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(folder.rglob("*"), key=lambda path: os.fsencode(path.relative_to(folder))):
-            entry = tar.gettarinfo(path, arcname=str(path.relative_to(folder)))
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
+        for name, path in sorted((os.fsencode(path.relative_to(folder)), path) for path in folder.rglob("*")):
+            # Names are bytes; what this machine's locale makes of them must not reach the archive.
+            entry = tar.gettarinfo(path, arcname=name.decode("utf-8", "surrogateescape"))
             entry.uid = entry.gid = 0
             entry.uname = entry.gname = ""
             entry.mtime = BLOB_TIME
             entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
             # A hard link would name another file's place; a copy says the same.
             if path.is_file() and not path.is_symlink():
-                entry.type, entry.linkname = tarfile.REGTYPE, ""
+                entry.type, entry.linkname, entry.size = tarfile.REGTYPE, "", path.stat().st_size
                 with path.open("rb") as stream:
                     tar.addfile(entry, stream)
             else:

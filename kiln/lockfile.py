@@ -159,7 +159,7 @@ def parse_lock(text: str, shown: str) -> Lock:
             gits=tuple(_git(item, shown) for item in data.get("git", [])),
             images=tuple(_image(item, shown) for item in data.get("image", [])),
             unresolved=tuple(Unresolved(**_texts(Unresolved, item, shown)) for item in data.get("unresolved", [])),
-            roots=tuple((str(name), str(digest)) for name, digest in data.get("roots", {}).items()),
+            roots=_roots(data.get("roots", {}), shown),
         )
     except tomllib.TOMLDecodeError as error:
         raise _invalid(shown, f"it is not TOML: {error}") from error
@@ -186,7 +186,10 @@ def _texts(kind: type[Any], item: dict[str, Any], shown: str, more: tuple[str, .
 def _git(item: dict[str, Any], shown: str) -> Git:
     plain = _texts(Git, item, shown, ("submodules", "picks", "left_out"))
     name = plain["component"]
-    submodules = tuple(Submodule(**_texts(Submodule, sub, shown)) for sub in item.get("submodules", []))
+    listed = item.get("submodules", [])
+    if not isinstance(listed, list) or not all(isinstance(sub, dict) for sub in listed):
+        raise _invalid(shown, f"{name}: submodules is {listed!r}")
+    submodules = tuple(Submodule(**_texts(Submodule, sub, shown)) for sub in listed)
     lists = {key: item.get(key, []) for key in ("picks", "left_out")}
     if not all(isinstance(value, list) and all(isinstance(text, str) for text in value) for value in lists.values()):
         raise _invalid(shown, f"{name}: picks and left_out are lists of strings")
@@ -200,13 +203,29 @@ def _git(item: dict[str, Any], shown: str) -> Git:
         tuple(lists["picks"]),
         tuple(lists["left_out"]),
     )
-    commits = [git.commit, git.tree, *(sub.commit for sub in submodules), *(pick[-40:] for pick in git.picks)]
+    commits = [
+        git.commit,
+        git.tree,
+        *(sub.commit for sub in submodules),
+        *(pick.rpartition("@")[2] for pick in git.picks),
+    ]
     if wrong := [commit for commit in commits if not _COMMIT.fullmatch(commit)]:
         raise _invalid(shown, f"{name}: {wrong[0]!r} is no 40-digit commit")
+    if wrong := [pick for pick in git.picks if not pick.rpartition("@")[0]]:
+        raise _invalid(shown, f"{name}: the pick {wrong[0]!r} has no address")
     paths = [PurePosixPath(sub.path) for sub in submodules]
-    if not _SAFE_NAME.fullmatch(name) or any(path.is_absolute() or ".." in path.parts for path in paths):
+    climbing = any(path.is_absolute() or ".." in path.parts or not path.parts for path in paths)
+    if not _SAFE_NAME.fullmatch(name) or climbing:
         raise _invalid(shown, f"{name}: the name or a submodule's path cannot be right")
     return git
+
+
+def _roots(table: Any, shown: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(table, dict) or not all(
+        isinstance(text, str) and _SHA256.fullmatch(text) for text in table.values()
+    ):
+        raise _invalid(shown, f"roots is {table!r}")
+    return tuple(table.items())
 
 
 def _image(item: dict[str, Any], shown: str) -> BaseImage:
@@ -279,6 +298,7 @@ def read_lock(workspace: Workspace, pins: Pins) -> Lock:
             why=f"{shown} says pins {lock.pins_sha256[:16]}…, but pins/{pins.stack}.toml is {pins.sha256[:16]}… now.",
             fix=f"kiln lock {pins.stack}   (or undo the edit of pins/{pins.stack}.toml)",
         )
-    if strangers := {wheel.component for wheel in lock.wheels} - pins.by_name.keys() - {TOOLS}:
-        raise _invalid(shown, f"it has wheels for {min(strangers)!r}, which the pins do not name")
+    holders = {one.component for group in (lock.wheels, lock.gits, lock.archives) for one in group}
+    if strangers := holders - pins.by_name.keys() - {TOOLS}:
+        raise _invalid(shown, f"it has inputs of {min(strangers)!r}, which the pins do not name")
     return lock

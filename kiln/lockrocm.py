@@ -19,13 +19,14 @@ from kiln.apt import Apt, sources_for
 from kiln.canonical import digest_of, sha256_file
 from kiln.config import Config
 from kiln.console import Console
-from kiln.errors import HostError, MovedRefError, SourceError, UpstreamError
+from kiln.errors import HostError, MovedRefError, ResolveError, SourceError, UpstreamError
 from kiln.fetch import download_archive, fetch, sizes
 from kiln.git import GitCache, Submodule
 from kiln.lockentries import Archive, BaseImage, Deb, Git, Unresolved, Wheel
 from kiln.lockfile import TOOLS, Lock
 from kiln.pins import ArchivePin, ComponentPins, Pins
 from kiln.registry import tag_digest
+from kiln.requirements import unmet
 from kiln.store import Store
 from kiln.uv import resolve_for
 from kiln.workspace import Workspace
@@ -68,6 +69,7 @@ def lock_rocm(
     gits = locking.gits()
     archives = locking.archives(gits)
     wheels = locking.wheels(workspace)
+    locking.require_met(gits, wheels)
     debs = locking.debs(workspace, image)
     return Lock(
         pins.stack,
@@ -129,7 +131,7 @@ class _Locking:
         left_out = tuple(path for path, _ in component.without_submodules)
         if old and (old.url, old.ref, old.left_out) != (component.git, component.ref, left_out):
             old = None
-        if old and [pick.rpartition("@")[0] for pick in old.picks] != [pick.git for pick in component.picks]:
+        if old and not _same_picks(old, component):
             old = None
         if old and old.ref == old.commit and not self._open_before(component.name):
             # A commit is what it is: there is nothing to ask.
@@ -168,11 +170,13 @@ class _Locking:
         cache = self.upstreams.git
         links = cache.gitlinks(component.git, commit, left_out, picks=picks)
         try:
+            if not links:
+                return ()
             for link in links:
-                host = _host(self.upstreams.config.mirrored(link.url))
-                if reason := self._silent.get(host):
-                    raise UpstreamError(f"{host} does not answer", why=reason)
-            return cache.submodules(component.git, commit, left_out, picks=picks)
+                if reason := self._silent.get(self._host_of(link.url)):
+                    raise UpstreamError(f"{self._host_of(link.url)} does not answer", why=reason)
+            # Whichever of their hosts is silent, the first link's is remembered: most repositories have all of theirs on one.
+            return self._ask(links[0].url, lambda: cache.submodules(component.git, commit, left_out, picks=picks))
         except UpstreamError as error:
             # The first level is written in the commit itself; whether those have submodules of their own is not known.
             for link in links:
@@ -203,20 +207,28 @@ class _Locking:
                 )
             version = ""
             if pin.version_from and git:
-                text = self.upstreams.git.file_at(git.url, git.commit, pin.version_from)
-                if text is None:
-                    raise SourceError(
-                        f"{git.label} has no file {pin.version_from}, which names a version of {pin.name}",
-                        fix=f"correct components.{component.name}.archives.{pin.name} in the pins",
-                    )
-                version = text.decode(errors="replace").strip().splitlines()[0].strip()
+                version = self._version_in(git, pin)
             url = pin.url.format(version=version)
             if old and old.url == url and pin.sha256 in ("", old.sha256):
                 return old
             return self._ask(url, lambda: self._download(component.name, pin, url))
         except UpstreamError as error:
+            if old and git and git == self.old.git_of.get(component.name) and _could_be(old, pin):
+                return old
             self._open("archive", component.name, f"{pin.name}: {pin.url}", error)
             return None
+
+    def _version_in(self, git: Git, pin: ArchivePin) -> str:
+        """The first line of the file of a source that names a version. Raises UpstreamError, SourceError where there is no such line."""
+        text = self._ask(git.url, lambda: self.upstreams.git.file_at(git.url, git.commit, pin.version_from))
+        lines = (text or b"").decode(errors="replace").strip().splitlines()
+        if not lines:
+            raise SourceError(
+                f"{git.label}: {pin.version_from} names no version of {pin.name}",
+                why="It is empty." if text is not None else "The source has no such file.",
+                fix=f"correct components.{git.component}.archives.{pin.name} in the pins",
+            )
+        return lines[0].strip()
 
     def _download(self, component: str, pin: ArchivePin, url: str) -> Archive:
         with self.store.scratch() as scratch:
@@ -251,10 +263,9 @@ class _Locking:
                 )
             shares += [replace(chosen[name], component=item.name) for name in sorted(names - taken)]
             taken |= names
-        rest = sorted(chosen.keys() - taken)
-        # What only a pinned wheel needs goes with the last component that may hold anything.
-        last = [item.name for item in holders if item.requires][-1:]
-        shares += [replace(chosen[name], component=last[0]) for name in rest if last]
+        # What only a pinned wheel needs goes with the last component that may hold anything, or else with the last of all.
+        last = [item.name for item in sorted(holders, key=lambda item: bool(item.requires))][-1:]
+        shares += [replace(chosen[name], component=last[0]) for name in sorted(chosen.keys() - taken)]
         shares += [replace(wheel, component=TOOLS) for wheel in resolve_for(self.pins, self.pins.tools).values()]
         self.console.note(f"{len(shares)} wheels")
         unmeasured = [wheel for wheel in shares if not wheel.size]
@@ -268,6 +279,26 @@ class _Locking:
         measured = sizes(self.store, unmeasured)
         return tuple(replace(wheel, size=wheel.size or measured[wheel.sha256]) for wheel in shares)
 
+    def require_met(self, gits: tuple[Git, ...], wheels: tuple[Wheel, ...]) -> None:
+        """Raise ResolveError where a source wants other wheels than the locked ones. A source that is not here says nothing."""
+        cache = self.upstreams.git
+        wrong: list[str] = []
+        for git in gits:
+
+            def read(path: str, git: Git = git) -> bytes | None:
+                return cache.file_at(git.url, git.commit, path)
+
+            try:
+                wrong += unmet(self.pins, git.component, read, wheels)
+            except UpstreamError:
+                continue
+        if wrong:
+            raise ResolveError(
+                "sources want other wheels than the pinned ones",
+                why="\n".join(wrong),
+                fix=f"choose those that they ask for, with --set NAME=VERSION or in pins/{self.pins.stack}.toml",
+            )
+
     def debs(self, workspace: Workspace, image: BaseImage | None) -> tuple[Deb, ...]:
         wanted = self.pins.packages
         root = digest_of([image.digest if image else "", wanted.suite, wanted.packages])
@@ -280,7 +311,7 @@ class _Locking:
             if image is None:
                 raise UpstreamError("what the base image has already is not known while its digest is not")
             # A registry that did not answer just now would not answer the engine either.
-            status = self.upstreams.status(image, _host(self.upstreams.config.mirrored(image.name)) not in self._silent)
+            status = self.upstreams.status(image, self._host_of(image.name) not in self._silent)
             sources = sources_for(wanted.suite, wanted.distribution, dict(self.upstreams.config.apt_sources))
             apt = Apt(
                 workspace.state / "apt" / f"{wanted.suite}-base",
@@ -293,6 +324,10 @@ class _Locking:
             self.console.step(f"resolving {len(wanted.packages)} packages of {what} on the base image")
             debs = tuple(apt.resolve(wanted.packages))
         except (UpstreamError, HostError) as error:
+            if dict(self.old.roots).get("packages") == root:
+                self.console.note(f"the packages of {what} stay as they are locked: {error.what}")
+                self.roots["packages"] = root
+                return self.old.debs
             self._open("packages", what, about, error)
             return ()
         self.roots["packages"] = root
@@ -301,7 +336,7 @@ class _Locking:
 
     def _ask(self, url: str, question: Callable[[], T]) -> T:
         """Ask an upstream, unless its host was silent before in this run. Raises UpstreamError."""
-        host = _host(self.upstreams.config.mirrored(url))
+        host = self._host_of(url)
         if reason := self._silent.get(host):
             raise UpstreamError(f"{host} does not answer", why=reason)
         try:
@@ -313,6 +348,9 @@ class _Locking:
             reason = re.sub(r"^fatal: unable to access '[^']*': ", "", (error.why or error.what).splitlines()[-1])
             self._silent[host] = reason
             raise UpstreamError(f"{host} does not answer", why=reason) from error
+
+    def _host_of(self, url: str) -> str:
+        return _host(self.upstreams.config.mirrored(url))
 
     def _open(self, kind: str, name: str, ref: str, error: UpstreamError | HostError, what: str = "") -> None:
         because = error.what + (f" ({error.why.splitlines()[-1]})" if error.why else "")
@@ -329,6 +367,21 @@ def wheel_root(pins: Pins) -> str:
     """The checksum over everything in the pins that decides which wheels are chosen."""
     asked = [(item.name, item.wheels, item.requires) for item in pins.components if item.holds_wheels]
     return digest_of([asked, pins.tools, _absent(pins), pins.python, pins.glibc, pins.as_of])
+
+
+def _same_picks(old: Git, component: ComponentPins) -> bool:
+    """Whether what was picked is still what is pinned; a ref that is not the beginning of the commit's id is asked again."""
+    picked = [pick.rpartition("@") for pick in old.picks]
+    pinned = component.picks
+    return len(picked) == len(pinned) and all(
+        url == pin.git and commit.startswith(pin.ref) for (url, _, commit), pin in zip(picked, pinned, strict=True)
+    )
+
+
+def _could_be(old: Archive, pin: ArchivePin) -> bool:
+    """Whether a locked archive's address is one that the pin's can become."""
+    pattern = re.sub(r"\\\{version[^}]*\}", "[^/]+", re.escape(pin.url))
+    return pin.sha256 in ("", old.sha256) and re.fullmatch(pattern, old.url) is not None
 
 
 def _host(url: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import packaging.version
-from packaging.requirements import Requirement
 
 from kiln.canonical import digest_of
 from kiln.errors import UsageError
@@ -38,10 +37,11 @@ def apply_choices(pins: Pins, choices: Sequence[str]) -> Pins:
     by commas or semicolons). Raises UsageError for a name that has nothing to choose, with the nearest that has.
     """
     changed: dict[str, str] = {}
+    said: dict[str, str] = {}
     result = pins
     for name, ref in map(parse_choice, choices):
-        if name in changed and changed[name] != ref:
-            raise UsageError(f"{name} is set twice, to {changed[name]} and to {ref}", fix="set it once")
+        if said.setdefault(name, ref) != ref:
+            raise UsageError(f"{name} is set twice, to {said[name]} and to {ref}", fix="set it once")
         chosen = _apply(result, name, ref)
         if chosen != result:
             changed[name] = ref
@@ -54,7 +54,7 @@ def _apply(pins: Pins, name: str, ref: str) -> Pins:
     if name == BASE and pins.base:
         return replace(pins, base=_base(pins.base, ref))
     if name == ARCHS and pins.target == "rocm":
-        archs = tuple(part for part in re.split(r"[;,]", ref) if part)
+        archs = tuple(dict.fromkeys(part for part in re.split(r"[;,]", ref) if part))
         if wrong := [trouble for arch in archs if (trouble := bad_arch(arch))] or (not archs and ["names none"]):
             raise UsageError(f"archs={ref}: {wrong[0]}", fix="write, for example, --set archs=gfx942,gfx950")
         return replace(pins, archs=archs)
@@ -73,6 +73,10 @@ def _apply(pins: Pins, name: str, ref: str) -> Pins:
 
 def _base(base: BasePins, ref: str) -> BasePins:
     tag, _, digest = ref.partition("@")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", tag):
+        raise UsageError(
+            f"base={ref}: {tag!r} is no tag", fix="write TAG or TAG@sha256:…; the repository is the pins' affair"
+        )
     if digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         raise UsageError(f"base={ref}: {digest!r} is no digest", fix="write TAG or TAG@sha256:…")
     if tag == base.tag and digest in ("", base.digest):
@@ -87,7 +91,7 @@ def _component(component: ComponentPins, ref: str) -> ComponentPins:
             return component
         return replace(component, ref=ref, version=version_of(component.version, ref))
     first, *rest = component.wheels
-    name = Requirement(first).name
+    name = first.partition("==")[0].strip()
     try:
         version = packaging.version.Version(ref.removeprefix("v"))
     except packaging.version.InvalidVersion:
@@ -109,7 +113,7 @@ def version_of(pinned: str, ref: str) -> str:
         try:
             return str(packaging.version.Version(ref.removeprefix("v")))
         except packaging.version.InvalidVersion:
-            cleaned = re.sub(r"[^a-z0-9]+", ".", ref.lower()).strip(".")
+            cleaned = re.sub(r"[^a-z0-9]+", ".", ref.lower()).strip(".") or "ref"
             return f"{packaging.version.Version(pinned).base_version}.dev0+{cleaned}"
     return f"{packaging.version.Version(pinned).base_version}.dev0+g{ref[:12]}"
 

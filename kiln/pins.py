@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from kiln.canonical import digest_of
 from kiln.errors import UsageError
@@ -55,7 +56,7 @@ class ComponentPins:
     names direct dependencies that are left out, each with the reason. ``sources`` are folders of the project that are built into wheels.
 
     ``git`` and ``ref`` name a source that ``recipe`` builds into the distributions ``provides``, the first of them with ``version``, standing on
-    the components ``on``.
+    the components ``on``; ``requirements`` are files of the source that say which wheels it wants.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ComponentPins:
     without_submodules: tuple[tuple[str, str], ...] = ()
     provides: tuple[str, ...] = ()
     on: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
 
     @property
     def holds_wheels(self) -> bool:
@@ -171,7 +173,7 @@ def _parse(top: Table, problems: Problems, sha256: str) -> Pins:
     python = top.table("python")
     tools = top.table("tools")
     indexes = top.strings("indexes")
-    components = tuple(_component(name, table, indexes) for name, table in _tables(top, "components"))
+    components = tuple(_component(name, table, indexes, target) for name, table in _tables(top, "components"))
     archs = stack.texts("archs") if target == "rocm" else ()
     for arch in archs:
         if wrong := bad_arch(arch):
@@ -231,7 +233,7 @@ def _base(table: Table) -> BasePins:
     return base
 
 
-def _component(name: str, table: Table, indexes: dict[str, str]) -> ComponentPins:
+def _component(name: str, table: Table, indexes: dict[str, str], target: str) -> ComponentPins:
     problems = table.problems
     if wrong := _name(name):
         problems.add(table.where, wrong)
@@ -247,41 +249,49 @@ def _component(name: str, table: Table, indexes: dict[str, str]) -> ComponentPin
         requires=table.texts("requires", ()),
         git=table.text("git", "", check=_git_url),
         ref=table.text("ref", ""),
-        version=table.text("version", ""),
+        version=table.text("version", "", check=_version),
         picks=tuple(_pick(text, table) for text in table.texts("picks", ())),
         archives=tuple(_archive(archive, entry) for archive, entry in _tables(table, "archives")),
         without_submodules=tuple(table.strings("without-submodules").items()),
         provides=tuple(str(canonicalize_name(text)) for text in table.texts("provides", ())),
         on=table.texts("on", ()),
+        requirements=table.texts("requirements", ()),
     )
     table.done()
     for requirement in component.wheels:
         _exact(requirement, f"{table.where}.wheels", problems)
     for requirement in component.requires:
         _requirement(requirement, f"{table.where}.requires", problems)
-    _check_kind(component, table.where, problems, indexes)
+    _check_kind(component, table.where, problems, indexes, target)
     return component
 
 
-def _check_kind(component: ComponentPins, where: str, problems: Problems, indexes: dict[str, str]) -> None:
+def _check_kind(component: ComponentPins, where: str, problems: Problems, indexes: dict[str, str], target: str) -> None:
+    ways = sum(map(bool, (component.wheels, component.dependencies_of, component.requires)))
+    wheels = component.recipe == "wheels"
+    source_parts = (component.picks, component.archives, component.without_submodules, component.requirements)
+    wrong = {
+        "give one of wheels, dependencies-of and requires": wheels and ways != 1,
+        "a component of wheels is not built from a source": wheels and (component.git or component.sources),
+        "dependencies-of, without and index are for a cpu stack; a ROCm one has requires": wheels
+        and target == "rocm"
+        and (component.dependencies_of or component.without or component.index),
+        "requires is for a ROCm stack; a cpu one has wheels and dependencies-of": target == "cpu"
+        and component.requires,
+        f"the recipe {component.recipe} takes no wheels from an index": not wheels
+        and (ways or component.without or component.index),
+        "a component of plugins needs sources": component.recipe == "plugins" and not component.sources,
+        "sources are for the recipe plugins alone": component.sources
+        and (component.recipe != "plugins" or component.git),
+        "give git and ref, or neither": bool(component.git) != bool(component.ref),
+        "picks, archives, without-submodules and requirements belong to a component with git": not component.git
+        and any(source_parts),
+    }
+    for text, holds in wrong.items():
+        if holds:
+            problems.add(where, text)
     if component.index and component.index not in indexes:
         problems.add(f"{where}.index", f"{component.index!r} is not among [indexes]")
-    ways = sum(map(bool, (component.wheels, component.dependencies_of, component.requires)))
-    if component.recipe == "wheels":
-        if ways != 1:
-            problems.add(where, "give one of wheels, dependencies-of and requires")
-        if component.git or component.sources:
-            problems.add(where, "a component of wheels is not built from a source")
-    elif ways or component.without or component.index:
-        problems.add(where, f"the recipe {component.recipe} takes no wheels from an index")
-    if component.recipe == "plugins" and not component.sources:
-        problems.add(where, "a component of plugins needs sources")
-    if component.sources and (component.recipe != "plugins" or component.git):
-        problems.add(where, "sources are for the recipe plugins alone")
-    if bool(component.git) != bool(component.ref):
-        problems.add(where, "give git and ref, or neither")
-    if not component.git and (component.picks or component.archives or component.without_submodules):
-        problems.add(where, "picks, archives and without-submodules belong to a component with git")
 
 
 def _pick(text: str, table: Table) -> Pick:
@@ -292,9 +302,11 @@ def _pick(text: str, table: Table) -> Pick:
 
 
 def _archive(name: str, table: Table) -> ArchivePin:
+    if wrong := _name(name):
+        table.problems.add(table.where, wrong)
     archive = ArchivePin(
         name,
-        table.text("url", check=lambda text: None if text.startswith("https://") else "give an https URL"),
+        table.text("url", check=_archive_url),
         table.text("version-from", "", check=_inside),
         table.text(
             "sha256", "", check=lambda text: None if re.fullmatch(r"[0-9a-f]{64}", text) else "give 64 hex digits"
@@ -320,10 +332,22 @@ def _check_names(pins: Pins, problems: Problems) -> None:
     # These names are stages of the same Dockerfile.
     stages = {
         "cpu": {"rootfs", "tools"},
-        "rocm": {"base", "packages", "system", "python", "tools", "toolchain", "versions"},
+        "rocm": {
+            "base",
+            "packages",
+            "system",
+            "python",
+            "tools",
+            "toolchain",
+            "versions",
+            "debs",
+            "checks",
+            "provenance",
+        },
     }
     reserved = {*stages.get(pins.target, ()), *pins.images}
-    reserved |= {f"{component.name}-wheels" for component in pins.components}
+    kinds = ("{}-wheels", "wheels-{}", "source-{}", "archives-{}")
+    reserved |= {kind.format(component.name) for component in pins.components for kind in kinds}
     above: set[str] = set()
     providers: dict[str, str] = {}
     for component in pins.components:
@@ -378,6 +402,24 @@ def _git_url(text: str) -> str | None:
     return (
         None if text.startswith("https://") else f"{text!r} is no https URL; mirrors and local clones go into kiln.toml"
     )
+
+
+def _archive_url(text: str) -> str | None:
+    if not re.fullmatch(r"https://\S+/[A-Za-z0-9][A-Za-z0-9._+~{}:-]*", text):
+        return "give an https URL that ends with a file name"
+    try:
+        text.format(version="0" * 40)
+    except (KeyError, IndexError, ValueError):
+        return "only {version} can stand in braces"
+    return None
+
+
+def _version(text: str) -> str | None:
+    try:
+        Version(text)
+    except InvalidVersion:
+        return f"{text!r} is no version (PEP 440)"
+    return None
 
 
 def _inside(text: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import urlencode
 
 import requests
@@ -49,10 +50,10 @@ def _ask(session: requests.Session, method: str, url: str, headers: dict[str, st
     try:
         answer = session.request(method, url, headers=headers, timeout=SECONDS)
         challenge = answer.headers.get("WWW-Authenticate", "")
-        if answer.status_code == 401 and challenge.startswith("Bearer "):
+        if answer.status_code == 401 and challenge.lower().startswith("bearer "):
             fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
             asked = urlencode({key: fields[key] for key in ("service", "scope") if key in fields})
-            token = session.get(f"{fields.get('realm', '')}?{asked}", timeout=SECONDS).json()
+            token = _table(session.get(f"{fields.get('realm', '')}?{asked}", timeout=SECONDS))
             session.headers["Authorization"] = f"Bearer {token.get('token') or token.get('access_token')}"
             answer = session.request(method, url, headers=headers, timeout=SECONDS)
     except (requests.RequestException, ValueError) as error:
@@ -62,12 +63,21 @@ def _ask(session: requests.Session, method: str, url: str, headers: dict[str, st
     return answer
 
 
+def _table(answer: requests.Response) -> dict[str, Any]:
+    """An answer's JSON table. Raises ValueError where it is none."""
+    found = answer.json()
+    if not isinstance(found, dict):
+        raise ValueError(f"{answer.url} answered with no table")
+    return found
+
+
 def _near(session: requests.Session, url: str, tag: str) -> str:
     import difflib
 
     try:
-        tags = _ask(session, "GET", f"{url}/tags/list", {}).json().get("tags") or []
+        tags = _table(_ask(session, "GET", f"{url}/tags/list", {})).get("tags")
     except (UpstreamError, ValueError):
         return ""
+    tags = [name for name in tags if isinstance(name, str)] if isinstance(tags, list) else []
     near = difflib.get_close_matches(tag, tags, 5)
     return f"Near: {', '.join(near)}." if near else f"It has {len(tags)} others, none of them near."

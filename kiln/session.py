@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiln.config import Config, read_config
@@ -35,10 +36,11 @@ REACH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line says beside the stack's name: refs to take instead of the pins', and advisories to go past."""
+    """What the command line says beside the stack's name: refs to take instead of the pins', advisories to go past, a checkpoint to serve."""
 
     sets: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,9 @@ class Session:
         enforce(findings, allow, [advisory.id for advisory in advisories])
 
     def findings(
-        self, pins: Pins, lock: Lock | None, images: Sequence[Rendered], *, ask: bool = False
+        self, pins: Pins, lock: Lock | None, images: Sequence[Rendered], *, ask: bool = False, model: str = ""
     ) -> tuple[Finding, ...]:
-        """What the advisories say of these pins, this lock and these recipes.
+        """What the advisories say of these pins, this lock, these recipes, and a checkpoint that is to be served (a folder).
 
         A source's history decides where it is in the cache; ``ask`` fetches it where it is not.
         """
@@ -150,6 +152,8 @@ class Session:
             archs=pins.archs,
             recipes={unit.name: unit.stage for rendered in images for unit in rendered.units},
             environment=environment,
+            hidden_size=_size(model, "hidden_size"),
+            hc_mult=_size(model, "hc_mult"),
         )
         # Stand-ins have no history of AITER's or vLLM's: there the refs decide, by the table.
         if lock and self.standin_base:
@@ -180,7 +184,7 @@ class Session:
             self.early_refusal(pins, choice.allow)
         lock = self.lock(pins)
         images = render(self.workspace, pins, lock)
-        findings = self.findings(pins, lock, images)
+        findings = self.findings(pins, lock, images, model=choice.model)
         if pins.target == "rocm":
             ids = [advisory.id for advisory in read_advisories(self.workspace)]
             applying = enforce(findings, choice.allow if refuse else ids, ids)
@@ -263,6 +267,14 @@ class Session:
         done = fetch(pins, lock, self.store, self.workspace.state / "apt", self.console, self.config)
         fetch_sources(lock, self.store, self.git, self.console)
         return done
+
+
+def _size(model: str, name: str) -> int:
+    """A size that the kernels care about, from a checkpoint's config.json; 0 where there is none to read."""
+    try:
+        return int(json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))[name]) if model else 0
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
 
 
 @dataclass(frozen=True)

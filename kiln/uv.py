@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
@@ -54,7 +55,7 @@ def resolve_for(
                 *("--only-binary=:all:", "--index-strategy=unsafe-best-match"),
                 f"--python-version={pins.python}",
                 f"--python-platform=x86_64-manylinux_{pins.glibc.replace('.', '_')}",
-                *([f"--exclude-newer={as_of}"] if as_of else []),
+                *_dated(requirements, as_of),
                 "--override=absent.txt",
                 "--constraint=constraints.txt",
                 "--output-file=pylock.toml",
@@ -74,6 +75,14 @@ def resolve_for(
         packages = tomllib.loads((folder / "pylock.toml").read_text(encoding="utf-8")).get("packages", [])
     order = {tag: rank for rank, tag in enumerate(wheel_tags(pins))}
     return {wheel.name: wheel for wheel in (_best_wheel(package, order) for package in packages)}
+
+
+def _dated(requirements: Sequence[str], as_of: str) -> list[str]:
+    """uv's options that pass over what appeared after ``as_of``, but for what is asked for by an exact version: somebody chose that."""
+    if not as_of:
+        return []
+    exact = [parsed.name for parsed in map(Requirement, requirements) if str(parsed.specifier).startswith("==")]
+    return [f"--exclude-newer={as_of}", *(f"--exclude-newer-package={name}=2999-01-01T00:00:00Z" for name in exact)]
 
 
 def wheel_tags(pins: Pins) -> list[Tag]:
@@ -134,8 +143,9 @@ def _as_pip_is_configured() -> tuple[list[str], dict[str, str]]:
     options += [f"--index={url}" for url in values.get("extra-index-url", "").split() if _exists(url)]
     options += [f"--default-index={url}" for url in values.get("index-url", "").split()[:1]]
     options += [f"--allow-insecure-host={host}" for host in values.get("trusted-host", "").split()]
-    if values.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        options = [option for option in options if "index=" not in option] + ["--no-index"]
+    if values.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
+        options = [option for option in options if not option.startswith(("--index=", "--default-index="))]
+        options.append("--no-index")
     environment = {}
     if values.get("cert"):
         environment["SSL_CERT_FILE"] = values["cert"]

@@ -107,7 +107,7 @@ def verify(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str
     from kiln.engine import ensure_engine
 
     with context.working():
-        pins, found, images, _ = context.session.ready(stack, Choice(sets, allow))
+        pins, found, images, _ = context.session.ready(stack, Choice(sets, allow, model))
         engine = ensure_engine(context.workspace.state, context.console)
         pairs = [(rendered, known_build(context.workspace, rendered, engine)) for rendered in images]
         missing = [rendered.image.name for rendered, built in pairs if built is None]
@@ -138,7 +138,9 @@ def image(
              kiln image dsv4-mhc --set aiter=v0.1.14
     """
     with context.working():
-        reports = _image(context, build_stack(context.session, stack, Choice(sets, allow), image_name)[1], stack, model)
+        reports = _image(
+            context, build_stack(context.session, stack, Choice(sets, allow, model), image_name)[1], stack, model
+        )
     _show_reports(context, reports)
 
 

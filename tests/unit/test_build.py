@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_a_build_that_works_has_no_failure(capsys: pytest.CaptureFixture[str]) -
     good = LOG[: LOG.index("#7")] + "#9 exporting to oci image format\n#9 exporting layers 2.0s done\n#9 DONE 3.0s\n"
     assert watched(good, Console()).failure == ""
     said = capsys.readouterr().err
-    assert "tools: RUN" in said
+    assert "tools: done 1.2s" in said
     assert "tools: done 1.2s" in said
     assert said.count("packing the layers") == 1
 
@@ -219,3 +220,18 @@ def test_an_engine_that_holds_another_digest_is_an_error(monkeypatch: pytest.Mon
     monkeypatch.setattr(kiln.build, "image_digest", lambda _engine, _reference: "sha256:" + "b" * 64)
     with pytest.raises(EngineError, match=DIGEST):
         _load(tmp_path / "image.tar", DIGEST, "kiln/toy:1", ENGINE)
+
+
+def test_a_step_is_spoken_of_once_it_takes_time_and_one_from_the_cache_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    watcher = BuildWatcher(Console())
+    for line in ("#6 [a 1/1] RUN --network=none one", "#7 [b 1/1] RUN --network=none two", "#7 CACHED", "#6 0.1 words"):
+        watcher.line(line)
+    assert capsys.readouterr().err == ""
+    watcher.tick(time.monotonic() + 2)
+    assert capsys.readouterr().err.split() == ["a:", "RUN", "one"]
+    watcher.tick(time.monotonic() + 4)
+    watcher.line("#6 DONE 4.0s")
+    assert capsys.readouterr().err.split() == ["a:", "done", "4.0s"]
+    assert watcher.cached == 1

@@ -1,0 +1,64 @@
+"""What a source itself requires, against what is locked: a component at another ref may want other wheels than those that were chosen for it."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from kiln.errors import ResolveError
+from kiln.lockentries import Wheel
+from kiln.pins import Pins
+
+Read = Callable[[str], bytes | None]
+
+
+def unmet(pins: Pins, component: str, read: Read, wheels: Iterable[Wheel]) -> list[str]:
+    """The requirements of a component's source that the locked wheels do not meet, a line each.
+
+    ``read`` gives a file of the source, or None. A requirement on what is not locked is no matter here: upstream's files also name what only
+    its tests need, and what is built from source is judged when it is built. Raises ResolveError where a file is not there.
+    """
+    locked = {wheel.name: wheel for wheel in wheels}
+    found = []
+    for path in pins.by_name[component].requirements:
+        for requirement in requirements_in(component, path, read):
+            wheel = locked.get(str(canonicalize_name(requirement.name)))
+            if (
+                wheel
+                and _holds(requirement, pins)
+                and not requirement.specifier.contains(wheel.version, prereleases=True)
+            ):
+                found.append(
+                    f"{component}: {path} asks for {requirement.name}{requirement.specifier}, locked is {wheel.version}"
+                )
+    return found
+
+
+def requirements_in(component: str, path: str, read: Read, seen: frozenset[str] = frozenset()) -> Iterator[Requirement]:
+    """The requirements of a requirements file and of those that it includes (``-r``); options and addresses are passed over."""
+    data = read(path)
+    if data is None:
+        raise ResolveError(
+            f"the source of {component} has no {path}, which the pins say holds its requirements",
+            fix=f"correct components.{component}.requirements",
+        )
+    for line in data.decode(errors="replace").splitlines():
+        text = re.sub(r"(^|\s)#.*", "", line).strip()
+        if included := re.match(r"(?:-r|--requirement)[ =](\S+)", text):
+            inside = posixpath.normpath(posixpath.join(posixpath.dirname(path), included[1]))
+            if inside not in seen:
+                yield from requirements_in(component, inside, read, seen | {path})
+        elif text and not text.startswith("-"):
+            try:
+                yield Requirement(text)
+            except InvalidRequirement:
+                continue
+
+
+def _holds(requirement: Requirement, pins: Pins) -> bool:
+    environment = {"python_version": pins.python, "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
+    return requirement.marker is None or requirement.marker.evaluate(environment)
