@@ -124,7 +124,7 @@ def test_a_killed_build_leaves_nothing_half_done(project: Project, number: signa
         text=True,
     ) as process:
         for line in process.stderr:
-            if "RUN" in line:
+            if "building toy" in line:
                 break
         time.sleep(0.3)
         process.send_signal(number)
