@@ -91,13 +91,15 @@ class Session:
         from kiln.lock import make_lock
 
         self.console.step(f"resolving {', '.join(f'{name}={ref}' for name, ref in pins.overrides)}")
-        make_lock(self.workspace, pins, self.store, self.console, self.upstreams())
+        make_lock(self.workspace, pins, self.store, self.console, self.upstreams_of(pins))
         return read_lock(self.workspace, pins)
 
-    def upstreams(self) -> Upstreams:
-        """Whom locking asks."""
+    def upstreams_of(self, pins: Pins) -> Upstreams | None:
+        """Whom locking these pins asks beside pip and apt: nobody for a cpu stack."""
         from kiln.lockrocm import Upstreams
 
+        if not pins.base:
+            return None
         return Upstreams(self.config, self.git, self.package_status)
 
     def package_status(self, image: BaseImage, pull: bool) -> bytes:

@@ -189,7 +189,8 @@ def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[s
     with context.working():
         engine = ensure_engine(context.workspace.state, context.console)
         session = rehearsal(context.workspace, standins, stack, engine, context.console)
-        make_lock(session.workspace, session.pins(stack, Choice()), session.store, session.console, session.upstreams())
+        pins = session.pins(stack, Choice())
+        make_lock(session.workspace, pins, session.store, session.console, session.upstreams_of(pins))
         apart = replace(context, given_session=session)
         reports = _image(apart, build_stack(session, stack, Choice(sets, allow))[1], stack, "tiny")
     _show_reports(apart, reports)

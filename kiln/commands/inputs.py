@@ -57,7 +57,7 @@ def lock(
 
             saved = save_choices(context.workspace, pins)
             pins = context.session.pins(stack, Choice())
-        upstreams = context.session.upstreams() if pins.target == "rocm" else None
+        upstreams = context.session.upstreams_of(pins)
         path, changes = make_lock(
             context.workspace,
             pins,
