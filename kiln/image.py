@@ -11,6 +11,8 @@ from kiln.pins import Pins
 from kiln.tomlread import Problems, read_table
 from kiln.workspace import Workspace
 
+NEEDS = ("gpu", "avx512_bf16")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -27,7 +29,7 @@ class Image:
     """One image as a person described it. ``parent`` is the image that it stands on, where it stands on another of the stack's.
 
     ``serve`` are the arguments that the smoke test adds to the entry point; ``memory`` is the server's limit in bytes, and the seconds bound
-    its start and all its answers together. ``needs`` says what of the machine serving takes (``gpu``, or nothing)."""
+    its start and all its answers together. ``needs`` says what of the machine serving takes, if it is anything (``NEEDS``)."""
 
     name: str
     about: str
@@ -81,7 +83,7 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         sha256=digest_of(tomllib.loads(path.read_text(encoding="utf-8"))),
         command=runtime.texts("command", ()),
         parent=image.text("parent", ""),
-        needs=verify.text("needs", "", check=lambda text: None if text == "gpu" else "only gpu is known"),
+        needs=verify.text("needs", "", check=lambda text: None if text in NEEDS else f"known: {', '.join(NEEDS)}"),
     )
     if bool(described.entrypoint) != bool(settings) or bool(described.entrypoint) == bool(described.command):
         problems.add(

@@ -299,6 +299,7 @@ def build_stack(
     """
     from kiln.build import build, known_build
     from kiln.host import ensure_mmdebstrap
+    from kiln.verify.machine import lacking_here
 
     pins, lock, images, findings = session.ready(stack, choice)
     for finding in findings:
@@ -321,6 +322,8 @@ def build_stack(
                 f"{rendered.image.name} is built already: key {rendered.key[:16]}, {known.digest[:19]}…"
             )
         else:
+            if lacking := lacking_here(rendered.image.needs):
+                session.console.note(f"it can be built here, and not be served: {lacking}")
             if not pins.base:
                 ensure_mmdebstrap(session.workspace.state, session.console)
             session.fetch(pins, lock)

@@ -44,11 +44,15 @@ def generate_checks(subject: Subject, model: Model) -> list[Check]:
     return checks
 
 
-def unserved_checks(image: Image) -> list[Check]:
-    """The same checks for a machine that cannot serve with the image: skipped, each of them, and the reason said."""
-    reason = "serving with this image needs an AMD GPU (/dev/kfd), and this machine has none"
+def unserved_checks(image: Image, lacking: str) -> list[Check]:
+    """The same checks on a machine that cannot serve with the image, each with the reason.
+
+    A machine that builds ROCm images has no GPU as a rule: there they are skipped. An image that is made to be served on any machine's processor
+    and cannot be served on this one was not looked at: that is an error.
+    """
+    outcome = Outcome("skip" if image.needs == "gpu" else "error", lacking)
     ids = [f"serve.{setting.name}.{what}" for setting in image.settings for what in ("answers", "path")]
-    return [Check(name, "generate", reason, lambda: Outcome("skip", reason)) for name in ids]
+    return [Check(name, "generate", lacking, lambda: outcome) for name in ids]
 
 
 def _setting_checks(runs: _Runs, setting: Setting) -> list[Check]:

@@ -8,7 +8,7 @@ from kiln.render import Rendered
 def required_checks(rendered: Rendered) -> list[str]:
     """The ids that a report must hold, all passed, before an image counts as verified."""
     # An image that needs a GPU counts as built well without one; what it must pass before it is published is a matter of publishing.
-    settings = () if rendered.image.needs else rendered.image.settings
+    settings = () if rendered.image.needs == "gpu" else rendered.image.settings
     ids = ["image.digest", "image.config", "image.labels", "packages.wheels", "packages.debian"]
     ids += [f"serve.{setting.name}.{what}" for setting in settings for what in ("answers", "path")]
     return [*ids, "serve.agree"] if len(settings) > 1 else ids

@@ -22,6 +22,7 @@ from kiln.render import Rendered
 from kiln.store import Store
 from kiln.verify.checks import Subject, run_checks
 from kiln.verify.generate import generate_checks, unserved_checks
+from kiln.verify.machine import lacking_here
 from kiln.verify.report import make_report, write_report
 from kiln.verify.static import static_checks
 from kiln.workspace import Workspace
@@ -72,8 +73,9 @@ def verify(
             client,
             tuple(name for one in chain for name in one.image.components),
         )
-        if not rendered.image.settings or (rendered.image.needs == "gpu" and not gpu_here()):
-            results = run_checks([*static_checks(subject), *unserved_checks(rendered.image)], console)
+        lacking = lacking_here(rendered.image.needs)
+        if not rendered.image.settings or lacking:
+            results = run_checks([*static_checks(subject), *unserved_checks(rendered.image, lacking)], console)
             versions = {unit.name: unit.version for one in chain for unit in one.units}
             report = make_report(subject, results, versions, "", began)
             return Verified(report, write_report(workspace, report, other_model=False))
@@ -105,8 +107,3 @@ def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple
         )
         for source in sources
     )
-
-
-def gpu_here() -> bool:
-    """Whether this machine has an AMD GPU that a container can be given."""
-    return Path("/dev/kfd").exists()
