@@ -19,7 +19,7 @@ from kiln.apt import Apt, sources_for
 from kiln.canonical import digest_of, sha256_file
 from kiln.config import Config
 from kiln.console import Console
-from kiln.errors import HostError, MovedRefError, ResolveError, SourceError, UpstreamError
+from kiln.errors import HostError, MovedRefError, SourceError, UpstreamError
 from kiln.fetch import download_archive, fetch, sizes
 from kiln.git import GitCache, Submodule
 from kiln.lockentries import Archive, BaseImage, Deb, Git, Unresolved, Wheel
@@ -69,7 +69,7 @@ def lock_rocm(
     gits = locking.gits()
     archives = locking.archives(gits)
     wheels = locking.wheels(workspace)
-    locking.require_met(gits, wheels)
+    locking.compare(gits, wheels)
     debs = locking.debs(workspace, image)
     return Lock(
         pins.stack,
@@ -279,25 +279,19 @@ class _Locking:
         measured = sizes(self.store, unmeasured)
         return tuple(replace(wheel, size=wheel.size or measured[wheel.sha256]) for wheel in shares)
 
-    def require_met(self, gits: tuple[Git, ...], wheels: tuple[Wheel, ...]) -> None:
-        """Raise ResolveError where a source wants other wheels than the locked ones. A source that is not here says nothing."""
+    def compare(self, gits: tuple[Git, ...], wheels: tuple[Wheel, ...]) -> None:
+        """Where a source wants another wheel than the locked one, that wheel is open: somebody must choose. A source that is not here says
+        nothing."""
         cache = self.upstreams.git
-        wrong: list[str] = []
         for git in gits:
 
             def read(path: str, git: Git = git) -> bytes | None:
                 return cache.file_at(git.url, git.commit, path)
 
             try:
-                wrong += unmet(self.pins, git.component, read, wheels)
+                self.unresolved += unmet(self.pins, git.component, read, wheels)
             except UpstreamError:
                 continue
-        if wrong:
-            raise ResolveError(
-                "sources want other wheels than the pinned ones",
-                why="\n".join(wrong),
-                fix=f"choose those that they ask for, with --set NAME=VERSION or in pins/{self.pins.stack}.toml",
-            )
 
     def debs(self, workspace: Workspace, image: BaseImage | None) -> tuple[Deb, ...]:
         wanted = self.pins.packages

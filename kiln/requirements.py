@@ -10,14 +10,14 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from kiln.errors import ResolveError
-from kiln.lockentries import Wheel
+from kiln.lockentries import Unresolved, Wheel
 from kiln.pins import Pins
 
 Read = Callable[[str], bytes | None]
 
 
-def unmet(pins: Pins, component: str, read: Read, wheels: Iterable[Wheel]) -> list[str]:
-    """The requirements of a component's source that the locked wheels do not meet, a line each.
+def unmet(pins: Pins, component: str, read: Read, wheels: Iterable[Wheel]) -> list[Unresolved]:
+    """The requirements of a component's source that the locked wheels do not meet.
 
     ``read`` gives a file of the source, or None. A requirement on what is not locked is no matter here: upstream's files also name what only
     its tests need, and what is built from source is judged when it is built. Raises ResolveError where a file is not there.
@@ -32,8 +32,10 @@ def unmet(pins: Pins, component: str, read: Read, wheels: Iterable[Wheel]) -> li
                 and _holds(requirement, pins)
                 and not requirement.specifier.contains(wheel.version, prereleases=True)
             ):
+                wanted = f"{wheel.name}{requirement.specifier}"
+                asks = f"{component} {pins.by_name[component].ref} asks for it in its {path}, and {wheel.version} is locked"
                 found.append(
-                    f"{component}: {path} asks for {requirement.name}{requirement.specifier}, locked is {wheel.version}"
+                    Unresolved("wheel", component, wanted, f"{asks}; choose it with --set NAME=VERSION, or in the pins")
                 )
     return found
 

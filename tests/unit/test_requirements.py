@@ -42,10 +42,11 @@ def test_locked_wheels_that_fit_are_no_matter(pins: Pins) -> None:
 
 def test_a_locked_wheel_that_the_source_does_not_want_is_named(pins: Pins) -> None:
     found = unmet(pins, "aiter", FILES.get, [wheel("flydsl", "0.2.0"), wheel("einops", "0.7")])
-    assert found == [
-        "aiter: requirements.txt asks for flydsl==0.1.7, locked is 0.2.0",
-        "aiter: requirements.txt asks for einops>=0.8, locked is 0.7",
+    assert [(entry.kind, entry.name, entry.ref) for entry in found] == [
+        ("wheel", "aiter", "flydsl==0.1.7"),
+        ("wheel", "aiter", "einops>=0.8"),
     ]
+    assert found[0].reason.startswith("aiter v0.1.14 asks for it in its requirements.txt, and 0.2.0 is locked")
 
 
 def test_a_component_that_names_no_files_asks_for_nothing(pins: Pins) -> None:
