@@ -13,7 +13,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from kiln.apt import Apt
+from kiln.apt import Apt, sources_for
+from kiln.config import read_config
 from kiln.console import Console
 from kiln.errors import LockInvalidError, ResolveError
 from kiln.fetch import fetch, sizes
@@ -84,9 +85,11 @@ def _lock_cpu(workspace: Workspace, pins: Pins, old: Lock | None, store: Store, 
 
 def resolve_debs(workspace: Workspace, pins: Pins) -> list[Deb]:
     """The Debian packages of the root file system, exactly."""
-    apt = Apt(workspace.state / "apt" / pins.packages.suite, pins.packages.suite, pins.packages.architecture)
+    wanted = pins.packages
+    sources = sources_for(wanted.suite, wanted.distribution, dict(read_config(workspace).apt_sources))
+    apt = Apt(workspace.state / "apt" / wanted.suite, wanted.suite, wanted.architecture, sources=sources)
     apt.update()
-    return apt.resolve(pins.packages.packages)
+    return apt.resolve(wanted.packages)
 
 
 def resolve_components(pins: Pins) -> dict[str, list[Resolved]]:

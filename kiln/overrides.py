@@ -89,7 +89,9 @@ def _component(component: ComponentPins, ref: str) -> ComponentPins:
     if component.git:
         if ref == component.ref:
             return component
-        return replace(component, ref=ref, version=version_of(component.version, ref))
+        told = version_of(component.version, ref)
+        unknown = component.version_in_source and ".dev0+" in told
+        return replace(component, ref=ref, version="" if unknown else told)
     first, *rest = component.wheels
     name = first.partition("==")[0].strip()
     try:

@@ -57,6 +57,7 @@ class ComponentPins:
 
     ``git`` and ``ref`` name a source that ``recipe`` builds into the distributions ``provides``, the first of them with ``version``, standing on
     the components ``on``; ``requirements`` are files of the source that say which wheels it wants.
+    ``version_in_source`` says that the build cannot be told its version: at another ref it is what the source says, which nobody knows yet.
     """
 
     name: str
@@ -77,6 +78,7 @@ class ComponentPins:
     provides: tuple[str, ...] = ()
     on: tuple[str, ...] = ()
     requirements: tuple[str, ...] = ()
+    version_in_source: bool = False
 
     @property
     def holds_wheels(self) -> bool:
@@ -256,6 +258,7 @@ def _component(name: str, table: Table, indexes: dict[str, str], target: str) ->
         provides=tuple(str(canonicalize_name(text)) for text in table.texts("provides", ())),
         on=table.texts("on", ()),
         requirements=table.texts("requirements", ()),
+        version_in_source=table.flag("version-in-source"),
     )
     table.done()
     for requirement in component.wheels:

@@ -184,8 +184,7 @@ class _Image:
         }
 
     def _fill(self, template: str, **extra: Any) -> str:
-        versions = {item.name: item.version for item in self.pins.components if item.version}
-        variables = self.variables.with_extra(archs=self.archs, versions=versions, **extra)
+        variables = self.variables.with_extra(archs=self.archs, **extra)
         return fill(self.environment, f"{RECIPES}/{template}", variables)
 
     def _provenance(self, units: Sequence[Unit]) -> str:
@@ -233,6 +232,8 @@ class _Image:
             labels[name] = unit.version
             if git := self.lock.git_of.get(unit.name):
                 labels |= {f"{name}.url": git.url, f"{name}.commit": git.commit}
+                if git.picks:
+                    labels[f"{name}.picks"] = " ".join(git.picks)
                 if git.submodules:
                     labels[f"{name}.submodules"] = " ".join(f"{sub.path}@{sub.commit}" for sub in git.submodules)
         if self.pins.overrides:

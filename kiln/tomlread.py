@@ -67,6 +67,14 @@ class Table:
         """The integer at ``key``."""
         return self._take(key, int, "a whole number", default)
 
+    def flag(self, key: str) -> bool:
+        """The boolean at ``key``; false where it is left out."""
+        self._asked.add(key)
+        value = self._data.get(key, False)
+        if not isinstance(value, bool):
+            self.problems.add(self._at(key), f"is {value!r}; give true or false")
+        return value is True
+
     def texts(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """The list of strings at ``key``."""
         value = self._take(key, list, "a list of strings", None if default is None else list(default))

@@ -383,3 +383,9 @@ def test_what_is_accepted_can_be_saved_and_read(copied: Workspace, pins: Pins, c
         read_pins(copied, STACK)
     except PinsError as error:
         pytest.fail(f"{choice} was accepted and saved, and now the pins cannot be read: {error.why}")
+
+
+@pytest.mark.parametrize(("ref", "version"), [("v3.12.13", "3.12.13"), ("0" * 40, ""), ("main", "")])
+def test_a_version_that_only_the_source_knows_is_not_made_up(pins: Pins, ref: str, version: str) -> None:
+    chosen = apply_choices(pins, [f"cpython={ref}"]).by_name["cpython"]
+    assert (chosen.ref, chosen.version) == (ref, version)
