@@ -12,6 +12,8 @@ from kiln.tomlread import Problems, read_table
 from kiln.workspace import Workspace
 
 NEEDS = ("gpu", "avx512_bf16")
+# Those of scripts/check_mhc.py that are an image's own operators, and not the check's.
+BACKENDS = ("aiter", "cpu", "tilelang", "torch")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Image:
     """One image as a person described it. ``parent`` is the image that it stands on, where it stands on another of the stack's.
 
     ``serve`` are the arguments that the smoke test adds to the entry point; ``memory`` is the server's limit in bytes, and the seconds bound
-    its start and all its answers together. ``needs`` says what of the machine serving takes, if it is anything (``NEEDS``)."""
+    its start and all its answers together. ``needs`` says what of the machine serving takes, if it is anything (``NEEDS``). ``backends`` are the
+    implementations of the mHC operators in it that are compared with the mathematics (``BACKENDS``)."""
 
     name: str
     about: str
@@ -48,6 +51,7 @@ class Image:
     command: tuple[str, ...] = ()
     parent: str = ""
     needs: str = ""
+    backends: tuple[str, ...] = ()
 
 
 def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
@@ -84,6 +88,7 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         command=runtime.texts("command", ()),
         parent=image.text("parent", ""),
         needs=verify.text("needs", "", check=lambda text: None if text in NEEDS else f"known: {', '.join(NEEDS)}"),
+        backends=verify.texts("backends", ()),
     )
     if bool(described.entrypoint) != bool(settings) or bool(described.entrypoint) == bool(described.command):
         problems.add(
@@ -98,10 +103,16 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
     for component in described.components:
         if component not in pins.by_name:
             problems.add("image.components", f"the stack {pins.stack!r} pins no component {component!r}")
+    _known_backends(described.backends, problems)
     for table in (image, runtime, verify, top):
         table.done()
     problems.raise_if_any()
     return described
+
+
+def _known_backends(backends: tuple[str, ...], problems: Problems) -> None:
+    for unknown in sorted(set(backends) - set(BACKENDS)):
+        problems.add("verify.backends", f"{unknown!r} is unknown; known: {', '.join(BACKENDS)}")
 
 
 def read_images(workspace: Workspace, pins: Pins) -> tuple[Image, ...]:

@@ -10,6 +10,7 @@ import click
 
 from kiln.commands.context import ALLOW, MODEL, SET, STACK, Context
 from kiln.errors import EngineError, UsageError
+from kiln.levels import LEVELS, Level
 from kiln.session import BuiltStack, Choice, build_stack
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
@@ -97,15 +98,40 @@ def build(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str,
 @SET
 @ALLOW
 @MODEL
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    default=LEVELS[-1],
+    show_default=True,
+    help="Make the checks up to this level: the image as it lies, its mHC operators, serving with it.",
+)
+@click.option(
+    "--require",
+    type=click.Choice(LEVELS),
+    help="Fail where a check up to this level was skipped: for jobs on machines that have what it needs.",
+)
 @click.pass_obj
-def verify(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], model: str) -> None:
-    """Look at the built images of STACK with every check, and write their reports.
+def verify(
+    context: Context,
+    stack: str,
+    sets: tuple[str, ...],
+    allow: tuple[str, ...],
+    model: str,
+    level: Level,
+    require: Level | None,
+) -> None:
+    """Look at the built images of STACK, and write their reports.
 
+    \b
     Example: kiln verify cpu
+             kiln verify dsv4-mhc --level static
+             kiln verify dsv4-mhc --require generate
     """
     from kiln.build import known_build
     from kiln.engine import ensure_engine
 
+    if require and LEVELS.index(require) > LEVELS.index(level):
+        raise UsageError(f"--require {require} asks for more than --level {level} makes", fix=f"--level {require}")
     with context.working():
         pins, found, images, _ = context.session.ready(stack, Choice(sets, allow, model))
         engine = ensure_engine(context.workspace.state, context.console)
@@ -117,8 +143,8 @@ def verify(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str
                 fix=f"kiln build {stack}   (or: make image STACK={stack})",
             )
         ready = BuiltStack(pins, found, engine, images, tuple(built for _, built in pairs if built))
-        reports = [_verify(context, ready, rendered, built, model) for rendered, built in pairs if built]
-    _show_reports(context, reports)
+        reports = [_verify(context, ready, rendered, built, model, level) for rendered, built in pairs if built]
+    _show_reports(context, reports, require)
 
 
 @click.command()
@@ -196,7 +222,9 @@ def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[s
     _show_reports(apart, reports)
 
 
-def _verify(context: Context, stack: BuiltStack, rendered: Rendered, built: Built, model: str) -> _Reported:
+def _verify(
+    context: Context, stack: BuiltStack, rendered: Rendered, built: Built, model: str, level: Level = LEVELS[-1]
+) -> _Reported:
     from kiln.verify.run import verify as run_verify
 
     verified = run_verify(
@@ -210,11 +238,12 @@ def _verify(context: Context, stack: BuiltStack, rendered: Rendered, built: Buil
         context.store,
         context.console,
         model,
+        level,
     )
     return rendered, built, verified.report, verified.path
 
 
-def _show_reports(context: Context, reports: list[_Reported]) -> None:
+def _show_reports(context: Context, reports: list[_Reported], require: Level | None = None) -> None:
     """Print every report's table and what the image is; then raise for the first that is not good."""
     from kiln.verify.report import judge, table
 
@@ -233,7 +262,7 @@ def _show_reports(context: Context, reports: list[_Reported]) -> None:
         )
     context.result("\n".join(lines), [report for _, _, report, _ in reports])
     for _, _, report, path in reports:
-        judge(report, context.workspace.shown(path))
+        judge(report, context.workspace.shown(path), require)
 
 
 COMMANDS = (render, plan, build, verify, image, rehearse)

@@ -13,12 +13,12 @@ from kiln.build import Built
 from kiln.console import Console
 from kiln.engine import Engine
 from kiln.image import Image
+from kiln.levels import Level
 from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.workspace import Workspace
 
 Status = Literal["pass", "fail", "error", "skip"]
-Level = Literal["static", "generate"]
 
 
 @dataclass(frozen=True)

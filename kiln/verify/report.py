@@ -10,6 +10,7 @@ from typing import Any
 
 from kiln import __version__
 from kiln.errors import VerifyFailedError, VerifyIncompleteError
+from kiln.levels import LEVELS, Level
 from kiln.store import write_whole
 from kiln.verify.checks import Result, Subject
 from kiln.workspace import Workspace
@@ -65,18 +66,19 @@ def make_report(
     }
 
 
-def report_file(workspace: Workspace, digest: str, other_model: str = "") -> Path:
-    """Where the report of a digest lies; one made with another checkpoint than the tiny one lies beside it, under its name.
+def report_file(workspace: Workspace, digest: str, other_model: str = "", level: Level = LEVELS[-1]) -> Path:
+    """Where the report of a digest lies; one made with another checkpoint than the tiny one, or of fewer levels, lies beside it.
 
     The colon becomes a hyphen: artefact stores and Windows refuse it in names.
     """
     suffix = f"-{other_model.replace(':', '-')[:32]}" if other_model else ""
+    suffix += f"-{level}" if level != LEVELS[-1] else ""
     return workspace.state / "reports" / f"{digest.replace(':', '-')}{suffix}.json"
 
 
-def write_report(workspace: Workspace, report: dict[str, Any], *, other_model: bool) -> Path:
+def write_report(workspace: Workspace, report: dict[str, Any], *, other_model: bool, level: Level = LEVELS[-1]) -> Path:
     """Write the report to its place and return it."""
-    path = report_file(workspace, report["subject"]["manifest_digest"], report["model"] if other_model else "")
+    path = report_file(workspace, report["subject"]["manifest_digest"], report["model"] if other_model else "", level)
     write_whole(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return path
 
@@ -107,8 +109,21 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def judge(report: dict[str, Any], shown: str) -> None:
-    """Raise VerifyFailedError where a check failed, VerifyIncompleteError where one could not look or none ran."""
+def skipped(report: dict[str, Any], level: Level) -> list[str]:
+    """The checks up to ``level`` that were skipped, with the reasons."""
+    levels = LEVELS[: LEVELS.index(level) + 1]
+    return [
+        f"{check['id']}: {check['summary']}"
+        for check in report["checks"]
+        if check["level"] in levels and check["status"] == "skip"
+    ]
+
+
+def judge(report: dict[str, Any], shown: str, require: Level | None = None) -> None:
+    """Raise VerifyFailedError where a check failed, VerifyIncompleteError where one could not look or none ran.
+
+    With ``require``, a check up to that level that was skipped counts as failed.
+    """
     summary = report["summary"]
     bad = [f"{check['id']}: {check['summary']}" for check in report["checks"] if check["status"] in ("fail", "error")]
     if summary["fail"]:
@@ -122,6 +137,12 @@ def judge(report: dict[str, Any], shown: str) -> None:
             f"{summary['error']} of {summary['total']} checks could not look",
             why="\n".join(bad),
             fix=f"see {shown}; mend what is in the way and verify again",
+        )
+    if require and (missing := skipped(report, require)):
+        raise VerifyFailedError(
+            f"{len(missing)} of {summary['total']} checks were skipped, and --require {require} asks for them",
+            why="\n".join(missing),
+            fix="verify on a machine that has what they need, or require less",
         )
     if not summary["pass"]:
         raise VerifyIncompleteError(

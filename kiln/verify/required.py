@@ -10,5 +10,7 @@ def required_checks(rendered: Rendered) -> list[str]:
     # An image that needs a GPU counts as built well without one; what it must pass before it is published is a matter of publishing.
     settings = () if rendered.image.needs == "gpu" else rendered.image.settings
     ids = ["image.digest", "image.config", "image.labels", "packages.wheels", "packages.debian"]
+    if rendered.image.needs != "gpu" and rendered.image.backends:
+        ids += [*(f"ops.{backend}" for backend in rendered.image.backends), "ops.race"]
     ids += [f"serve.{setting.name}.{what}" for setting in settings for what in ("answers", "path")]
     return [*ids, "serve.agree"] if len(settings) > 1 else ids

@@ -15,6 +15,7 @@ from kiln.build import Built
 from kiln.console import Console
 from kiln.containers import connect, remove_left_over
 from kiln.engine import Engine
+from kiln.levels import LEVELS, Level
 from kiln.lockfile import Lock
 from kiln.model import given_model, tiny_model
 from kiln.pins import Pins
@@ -23,6 +24,7 @@ from kiln.store import Store
 from kiln.verify.checks import Subject, run_checks
 from kiln.verify.generate import generate_checks, unserved_checks
 from kiln.verify.machine import lacking_here
+from kiln.verify.ops import ops_checks
 from kiln.verify.report import make_report, write_report
 from kiln.verify.static import static_checks
 from kiln.workspace import Workspace
@@ -49,11 +51,12 @@ def verify(
     store: Store,
     console: Console,
     model: str = TINY,
+    level: Level = LEVELS[-1],
 ) -> Verified:
     """Look at a built image with every check it has, and write the report. ``stack`` are all images of the stack: some stand on others.
 
-    ``model`` is ``tiny``, ``tiny-wrong`` (trained on other answers: the check must fail) or a folder. Raises ModelError or
-    EngineError where nothing can be looked at; what the checks found is for ``report.judge``.
+    ``model`` is ``tiny``, ``tiny-wrong`` (trained on other answers: the check must fail) or a folder. Only the checks up to ``level`` are made.
+    Raises ModelError or EngineError where nothing can be looked at; what the checks found is for ``report.judge``.
     """
     began = datetime.now(UTC)
     console.step(f"verifying {built.image} {built.digest[:19]}…")
@@ -74,18 +77,22 @@ def verify(
             tuple(name for one in chain for name in one.image.components),
         )
         lacking = lacking_here(rendered.image.needs)
-        if not rendered.image.settings or lacking:
-            results = run_checks([*static_checks(subject), *unserved_checks(rendered.image, lacking)], console)
+        checks = static_checks(subject)
+        if level != "static":
+            checks += ops_checks(subject, lacking)
+        if level != "generate" or not rendered.image.settings or lacking:
+            unserved = unserved_checks(rendered.image, lacking) if level == "generate" else []
+            results = run_checks([*checks, *unserved], console)
             versions = {unit.name: unit.version for one in chain for unit in one.units}
             report = make_report(subject, results, versions, "", began)
-            return Verified(report, write_report(workspace, report, other_model=False))
+            return Verified(report, write_report(workspace, report, other_model=False, level=level))
         if model in (TINY, TINY_WRONG):
             checkpoint = opened.enter_context(
                 tiny_model(workspace, client, built.reference, store, console, wrong_answers=model == TINY_WRONG)
             )
         else:
             checkpoint = given_model(Path(model))
-        results = run_checks([*static_checks(subject), *generate_checks(subject, checkpoint)], console)
+        results = run_checks([*checks, *generate_checks(subject, checkpoint)], console)
     report = make_report(
         subject, results, {unit.name: unit.version for unit in rendered.units}, checkpoint.identity, began
     )

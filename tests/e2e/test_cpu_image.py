@@ -52,14 +52,31 @@ def test_a_processor_that_cannot_serve_is_said_to_be_the_reason(made: subprocess
     assert "Error 62" in made.stderr
     assert "AVX-512 BF16" in made.stderr
     last = made.stdout.strip().splitlines()[-1]
-    assert last.split() == ["checks", "5", "of", "9", "passed,", "4", "error"]
+    assert last.split() == ["checks", "7", "of", "11", "passed,", "4", "error"]
 
 
 def test_make_image_ends_with_what_the_image_is(image: subprocess.CompletedProcess[str]) -> None:
     last = image.stdout.strip().splitlines()[-5:]
     assert [line.split()[0] for line in last] == ["image", "digest", "components", "report", "checks"]
     assert "vllm 0.32.0" in last[2]
-    assert last[4].split() == ["checks", "11", "of", "11", "passed"]
+    assert last[4].split() == ["checks", "13", "of", "13", "passed"]
+
+
+def test_the_operators_are_compared_with_the_mathematics_on_any_processor(
+    made: subprocess.CompletedProcess[str],
+) -> None:
+    done = kiln("--json", "verify", "cpu", "--level", "ops", "--require", "ops")
+    assert done.returncode == 0, made.stderr + done.stderr
+    checks = {check["id"]: check for check in json.loads(done.stdout)[0]["checks"]}
+    assert {check["level"] for check in checks.values()} == {"static", "ops"}
+    torch, race = checks["ops.torch"]["evidence"], checks["ops.race"]["evidence"]
+    assert torch["alarms"] == 0
+    assert torch["runs"] > 0
+    assert race["alarms"] == race["runs"] == 200
+    for quantity in ("post_mix", "comb_mix", "layer_input", "post"):
+        worst = torch["worst"][quantity]
+        assert 0 < worst["error"] <= worst["tolerance"], quantity
+    assert race["worst"]["post_mix"]["error"] > race["worst"]["post_mix"]["tolerance"]
 
 
 def test_the_report_proves_both_settings(image: subprocess.CompletedProcess[str]) -> None:

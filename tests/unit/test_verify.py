@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 import kiln.verify.static
-from kiln.build import Built
 from kiln.console import Console
-from kiln.engine import Engine
 from kiln.errors import KilnError, ModelError, VerifyFailedError, VerifyIncompleteError
 from kiln.image import Setting
-from kiln.lockfile import Lock
 from kiln.model import Model, given_model
-from kiln.pins import Pins
-from kiln.render import Rendered, render
+from kiln.render import Rendered
 from kiln.verify import static
 from kiln.verify.checks import Check, Outcome, Result, Subject, differing, failed, passed, run_checks
 from kiln.verify.generate import agree, answers, generate_checks, known, path
@@ -30,27 +26,6 @@ from kiln.workspace import Workspace
 DIGEST = "sha256:" + "a" * 64
 PLAIN = Setting("default", "nothing set", (), "unfused")
 FUSED = Setting("tilelang", "the opt-in", (("TOY_FUSED", "1"),), "fused")
-
-
-@pytest.fixture
-def rendered(toy: Workspace, toy_pins: Pins, toy_lock: Lock) -> Rendered:
-    return render(toy, toy_pins, toy_lock)[0]
-
-
-@pytest.fixture
-def subject(toy: Workspace, toy_pins: Pins, toy_lock: Lock, rendered: Rendered) -> Subject:
-    built = Built("toy-serving", rendered.key, DIGEST, "kiln/toy-serving:1", 1, 1.0)
-    return Subject(
-        toy,
-        toy_pins,
-        toy_lock,
-        rendered.image,
-        rendered.labels,
-        ("toy-plugin",),
-        built,
-        Engine("unix:///nowhere", "28", "1.48", private=False),
-        cast("Any", None),
-    )
 
 
 @pytest.fixture
@@ -284,6 +259,29 @@ def test_what_is_not_good_is_raised(subject: Subject, statuses: tuple[str, ...],
         judge(report_of(subject, *statuses), "the report")
     for number, status in enumerate(statuses):
         assert (f"check.{number}: it is {status}" in caught.value.why) == (status in ("fail", "error"))
+
+
+def test_a_skip_fails_where_its_level_is_required(subject: Subject) -> None:
+    results = [
+        Result("one", "static", "", passed("fine"), 0.1),
+        Result("two", "ops", "", Outcome("skip", "no /dev/kfd"), 0.0),
+    ]
+    report = make_report(subject, results, {}, "", datetime.now(UTC))
+    judge(report, "the report")
+    judge(report, "the report", "static")
+    for level in ("ops", "generate"):
+        with pytest.raises(VerifyFailedError) as caught:
+            judge(report, "the report", level)  # type: ignore[arg-type]
+        assert f"1 of 2 checks were skipped, and --require {level} asks for them" in caught.value.what
+        assert caught.value.why == "two: no /dev/kfd"
+
+
+def test_a_report_of_fewer_levels_lies_beside_the_whole_one(subject: Subject) -> None:
+    report = report_of(subject, "pass")
+    whole = write_report(subject.workspace, report, other_model=False)
+    part = write_report(subject.workspace, report, other_model=False, level="static")
+    assert whole.name == f"sha256-{'a' * 64}.json"
+    assert part.name == f"sha256-{'a' * 64}-static.json"
 
 
 @pytest.mark.parametrize("statuses", [("pass",), ("pass", "skip")])
