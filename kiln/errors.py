@@ -193,6 +193,13 @@ class VerifyIncompleteError(KilnError):
     exit_code = 62
 
 
+class ReportInvalidError(KilnError):
+    """A file is no report, or not one as Kiln writes it: it cannot be read, has another shape, or disagrees with itself."""
+
+    exit_code = 63
+    hint = "make it again: kiln verify STACK"
+
+
 class InterruptedByUserError(KilnError):
     """Stopped by Ctrl-C or a termination signal."""
 

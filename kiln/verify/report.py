@@ -13,6 +13,7 @@ from kiln.errors import VerifyFailedError, VerifyIncompleteError
 from kiln.levels import LEVELS, Level
 from kiln.store import write_whole
 from kiln.verify.checks import Result, Subject
+from kiln.verify.render.common import clean, first_line
 from kiln.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -103,7 +104,7 @@ def table(report: dict[str, Any]) -> str:
     seconds = report["timing"]["seconds"]
     width = max((len(check["id"]) for check in report["checks"]), default=0)
     rows = [
-        f"  {check['status']:5}  {check['id']:{width}}  {seconds.get(check['id'], 0):6.1f} s  {check['summary'].splitlines()[0][:110]}"
+        f"  {check['status']:5}  {check['id']:{width}}  {seconds.get(check['id'], 0):6.1f} s  {first_line(check['summary'], 110)}"
         for check in report["checks"]
     ]
     return "\n".join(rows)
@@ -113,7 +114,7 @@ def skipped(report: dict[str, Any], level: Level) -> list[str]:
     """The checks up to ``level`` that were skipped, with the reasons."""
     levels = LEVELS[: LEVELS.index(level) + 1]
     return [
-        f"{check['id']}: {check['summary']}"
+        clean(f"{check['id']}: {check['summary']}")
         for check in report["checks"]
         if check["level"] in levels and check["status"] == "skip"
     ]
@@ -125,7 +126,12 @@ def judge(report: dict[str, Any], shown: str, require: Level | None = None) -> N
     With ``require``, a check up to that level that was skipped counts as failed.
     """
     summary = report["summary"]
-    bad = [f"{check['id']}: {check['summary']}" for check in report["checks"] if check["status"] in ("fail", "error")]
+    # What a log holds reaches a terminal here: no escape sequence of its own.
+    bad = [
+        clean(f"{check['id']}: {check['summary']}")
+        for check in report["checks"]
+        if check["status"] in ("fail", "error")
+    ]
     if summary["fail"]:
         raise VerifyFailedError(
             f"{summary['fail']} of {summary['total']} checks failed",

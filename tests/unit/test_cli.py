@@ -39,6 +39,7 @@ def test_the_commands_are_those_that_are_documented() -> None:
         "engine status",
         "engine down",
         "exit-codes",
+        "report",
     }
 
 
