@@ -4,11 +4,15 @@ which mHC path ran."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from kiln.engine import image_document
 from kiln.image import Image, Setting
 from kiln.model import Model
 from kiln.verify.checks import Check, Outcome, Subject, failed, passed
+from kiln.verify.evidence import judge_path, read_evidence
 from kiln.verify.serve import Served, serve
 
 # Written by plugins/vllm-mhc-switch: the path that the built model has, and the one that its first real forward pass took.
@@ -67,7 +71,7 @@ def _setting_checks(runs: _Runs, setting: Setting) -> list[Check]:
             f"serve.{setting.name}.path",
             "generate",
             f"the log proves that the {setting.path} mHC path ran",
-            lambda: path(runs.of(setting)),
+            lambda: rocm_path(runs.of(setting), runs.environment(setting)) if runs.on_rocm else path(runs.of(setting)),
         ),
     ]
 
@@ -78,6 +82,13 @@ class _Runs:
     def __init__(self, subject: Subject, model: Model) -> None:
         self._subject, self._model = subject, model
         self._served: dict[str, Served] = {}
+        self.on_rocm = subject.pins.target == "rocm"
+
+    def environment(self, setting: Setting) -> dict[str, str]:
+        """The variables that the server ran with: the image's own, those of the images below it among them, then the setting's."""
+        document = image_document(self._subject.engine, self._subject.built.reference) or {}
+        given = (document.get("Config") or {}).get("Env") or []
+        return {**dict(item.split("=", 1) for item in given), **dict(setting.env)}
 
     def of(self, setting: Setting) -> Served:
         if setting.name not in self._served:
@@ -160,6 +171,16 @@ def path(served: Served) -> Outcome:
             **evidence,
         )
     return passed(f"{wanted}: {proof[-1]}", **evidence)
+
+
+def rocm_path(served: Served, environment: Mapping[str, str]) -> Outcome:
+    """The path that the log of a server on ROCm proves, worker by worker: AITER's own module, or TileLang's kernels and no AITER module."""
+    # Every setting is served in a container of its own, so TileLang starts without a cache: a worker that is silent compiled nothing.
+    evidence = read_evidence(served.log.split("\n"), environment, tilelang_cache="empty")
+    outcome = judge_path(evidence, "tilelang" if served.setting.path == "fused" else "aiter")
+    if outcome.status == "pass" or not served.trouble:
+        return outcome
+    return replace(outcome, summary=f"{outcome.summary}\n{served.trouble}")
 
 
 def agree(runs: list[Served]) -> Outcome:

@@ -44,7 +44,8 @@ def serve(subject: Subject, model: Model, setting: Setting) -> Served:
         subject.client,
         subject.built.reference,
         command=command,
-        env=dict(setting.env),
+        # The log is read while the server still runs: nothing that proves a path may wait in a buffer.
+        env={"PYTHONUNBUFFERED": "1", **dict(setting.env)},
         mounts=mounts,
         memory=subject.image.memory,
     ) as server:
