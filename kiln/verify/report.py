@@ -85,7 +85,7 @@ def write_report(workspace: Workspace, report: dict[str, Any], *, other_model: b
 
 
 def good_report(workspace: Workspace, digest: str, lock_sha256: str, check_ids: Sequence[str]) -> dict[str, Any] | None:
-    """The report of this digest and lock if all of these checks are in it, and none failed; else None."""
+    """The report of this digest and lock if all of these checks passed in it and no other failed or could not look; else None."""
     try:
         report: dict[str, Any] = json.loads(report_file(workspace, digest).read_text(encoding="utf-8"))
         same = (report["schema_version"], report["subject"]["manifest_digest"], report["lock"]["sha256"]) == (
@@ -96,7 +96,8 @@ def good_report(workspace: Workspace, digest: str, lock_sha256: str, check_ids: 
         statuses = {check["id"]: check["status"] for check in report["checks"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return report if same and check_ids and all(statuses.get(check) == "pass" for check in check_ids) else None
+    sound = all(statuses.get(check) == "pass" for check in check_ids) and not {"fail", "error"} & set(statuses.values())
+    return report if same and check_ids and sound else None
 
 
 def table(report: dict[str, Any]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import Any
 
 from kiln.containers import container, wait
 from kiln.engine import image_digest, image_document
 from kiln.verify.checks import Check, Outcome, Subject, differing, errored, failed, passed
+from kiln.verify.contents import Inspection, content_checks
 
 LIST_SECONDS = 120
 
@@ -28,17 +28,12 @@ def static_checks(subject: Subject) -> list[Check]:
             "image.labels", "static", "the labels name this lock and these component versions", lambda: labels(subject)
         ),
         Check(
-            "packages.wheels",
-            "static",
-            "the Python distributions in the image are the locked ones, no more and no less",
-            lambda: wheels(subject, contents),
-        ),
-        Check(
             "packages.debian",
             "static",
             "the Debian packages in the image are the locked ones, no more and no less",
             lambda: debian(subject, contents),
         ),
+        *content_checks(subject, Inspection(subject)),
     ]
 
 
@@ -111,7 +106,7 @@ def labels(subject: Subject) -> Outcome:
 
 
 class _Contents:
-    """What is installed in the image, asked once."""
+    """The Debian packages of the image, asked once."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
@@ -136,28 +131,6 @@ class _Contents:
                 raise LookupError(f"listing the contents ended with {ended.code}: {ended.stderr.strip()[-600:]}")
             self._found = json.loads(ended.stdout)
         return self._found
-
-
-def wheels(subject: Subject, contents: _Contents) -> Outcome:
-    """The distributions inside against the lock's wheels for this image's components, and the plugins built from source."""
-    found = [(name, version) for name, version in contents.get()["distributions"]]
-    twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
-    if twice:
-        return failed(f"installed more than once: {', '.join(sorted(twice))}")
-    expected = {
-        wheel.name: wheel.version
-        for component in subject.components or subject.image.components
-        for wheel in subject.lock.wheels_of(component)
-    }
-    seen = dict(found)
-    plugins = {name: seen.pop(name, None) for name in subject.source_wheels}
-    missing = [f"{name}: built from source, is missing" for name, version in plugins.items() if version is None]
-    wrong = differing(expected, seen) + missing
-    return (
-        failed("\n".join(wrong))
-        if wrong
-        else passed(f"{len(found)} distributions", distributions=[f"{name} {version}" for name, version in found])
-    )
 
 
 def debian(subject: Subject, contents: _Contents) -> Outcome:

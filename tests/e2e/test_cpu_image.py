@@ -52,14 +52,14 @@ def test_a_processor_that_cannot_serve_is_said_to_be_the_reason(made: subprocess
     assert "Error 62" in made.stderr
     assert "AVX-512 BF16" in made.stderr
     last = made.stdout.strip().splitlines()[-1]
-    assert last.split() == ["checks", "7", "of", "11", "passed,", "4", "error"]
+    assert last.split() == ["checks", "11", "of", "15", "passed,", "4", "error"]
 
 
 def test_make_image_ends_with_what_the_image_is(image: subprocess.CompletedProcess[str]) -> None:
     last = image.stdout.strip().splitlines()[-5:]
     assert [line.split()[0] for line in last] == ["image", "digest", "components", "report", "checks"]
     assert "vllm 0.32.0" in last[2]
-    assert last[4].split() == ["checks", "13", "of", "13", "passed"]
+    assert last[4].split() == ["checks", "17", "of", "17", "passed"]
 
 
 def test_the_operators_are_compared_with_the_mathematics_on_any_processor(

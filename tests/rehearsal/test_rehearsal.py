@@ -91,9 +91,13 @@ def test_both_images_are_built_and_looked_at(green: Ran) -> None:
         assert report["subject"]["image"] == name
         assert report["chosen"] == {"overrides": {}, "allowed_advisories": [], "rehearsal": True}
         assert report["summary"]["fail"] == report["summary"]["error"] == 0
-        assert report["summary"]["pass"] == 5
-        # Nobody served anything: said four times, and not counted as passed.
-        assert report["summary"]["skip"] == (4 if name == "rocm-serving" else 0)
+        skipped = {check["id"] for check in report["checks"] if check["status"] == "skip"}
+        # Nothing ran on a GPU, and the stand-in for vLLM has neither the switch nor a call: said for each, and not counted as passed.
+        unseen = {"ops.aiter", "ops.tilelang", "ops.torch", "ops.race", "vllm.switch", "vllm.calls"}
+        unseen |= {f"serve.{setting}.{what}" for setting in ("default", "tilelang") for what in ("answers", "path")}
+        assert skipped == (unseen if name == "rocm-serving" else set())
+        passed = {check["id"] for check in report["checks"] if check["status"] == "pass"}
+        assert passed >= {"packages.wheels", "libraries.resolve", "libraries.mhc", "files.clean", "image.provenance"}
         labels = next(check for check in report["checks"] if check["id"] == "image.labels")["evidence"]["labels"]
         assert labels["io.kiln.rehearsal"] == "true"
         assert re.fullmatch(r"[0-9a-f]{40}", labels["io.kiln.component.aiter.commit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from kiln.model import Model, given_model
 from kiln.render import Rendered
 from kiln.verify import static
 from kiln.verify.checks import Check, Outcome, Result, Subject, differing, failed, passed, run_checks
-from kiln.verify.generate import agree, answers, generate_checks, known, path
+from kiln.verify.generate import agree, answers, generate_checks, known, path, rocm_path
 from kiln.verify.report import good_report, judge, make_report, table, write_report
 from kiln.verify.required import required_checks
 from kiln.verify.serve import Served
@@ -67,6 +68,38 @@ def test_the_path_that_ran_is_proven_by_the_log() -> None:
     assert outcome.status == "pass"
     assert "ran path=fused" in outcome.summary
     assert outcome.evidence["lines"]
+
+
+LOGS = Path(__file__).parents[1] / "corpus" / "logs"
+
+
+@pytest.mark.parametrize(
+    ("setting", "environment", "status"),
+    [(PLAIN, {}, "pass"), (FUSED, {}, "fail"), (PLAIN, {"AITER_LOG_LEVEL": "ERROR"}, "error")],
+    ids=["the path of the setting", "the other path", "a log that hides it"],
+)
+def test_on_rocm_the_log_is_judged_worker_by_worker(setting: Setting, environment: dict[str, str], status: str) -> None:
+    log = (LOGS / "aiter-one-engine.log").read_text(encoding="utf-8")
+    outcome = rocm_path(served(setting=setting, log=log, trouble="it died"), environment)
+    assert outcome.status == status
+    assert outcome.summary.endswith("it died") == (status != "pass")
+
+
+def test_on_rocm_what_hides_the_log_is_looked_for_in_the_image_and_the_setting(
+    subject: Subject, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Mapping[str, str]] = []
+    monkeypatch.setattr("kiln.verify.generate.serve", lambda *_: served(setting=FUSED))
+    monkeypatch.setattr(
+        "kiln.verify.generate.image_document", lambda *_: {"Config": {"Env": ["AITER_JIT_DIR=/x", "A=b=c"]}}
+    )
+    monkeypatch.setattr(
+        "kiln.verify.generate.rocm_path", lambda _, environment: given.append(environment) or passed("seen")
+    )
+    on_rocm = replace(subject, pins=replace(subject.pins, target="rocm"))
+    results = run_checks([c for c in generate_checks(on_rocm, model) if c.id.endswith(".path")], Console(quiet=True))
+    assert {result.outcome.summary for result in results} == {"seen"}
+    assert given == [{"AITER_JIT_DIR": "/x", "A": "b=c"}, {"AITER_JIT_DIR": "/x", "A": "b=c", "TOY_FUSED": "1"}]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +239,8 @@ def test_the_required_checks_are_those_that_run(subject: Subject, model: Model, 
     checks = [*static.static_checks(subject), *generate_checks(subject, model)]
     ids = [check.id for check in checks]
     assert len(ids) == len(set(ids))
-    assert sorted(required_checks(rendered)) == sorted(set(ids) - {"model.known"})
+    # The switch need not be known where nothing of vLLM's own is in the image: a rehearsal.
+    assert sorted(required_checks(rendered)) == sorted(set(ids) - {"model.known", "vllm.switch"})
     assert {check.level for check in checks} == {"static", "generate"}
 
 
@@ -350,43 +384,14 @@ class Contents:
     """Stands in for what is listed inside the image."""
 
     def __init__(self, subject: Subject) -> None:
-        wheels = [wheel for wheel in subject.lock.wheels if wheel.component != "tools"]
-        self.listed: dict[str, Any] = {
-            "distributions": [[wheel.name, wheel.version] for wheel in wheels] + [["toy-plugin", "1"]],
-            "debs": {deb.name: deb.version for deb in subject.lock.debs},
-        }
+        self.listed: dict[str, Any] = {"debs": {deb.name: deb.version for deb in subject.lock.debs}}
 
     def get(self) -> dict[str, Any]:
         return self.listed
 
 
 def test_the_locked_packages_pass(subject: Subject) -> None:
-    assert static.wheels(subject, Contents(subject)).status == "pass"  # type: ignore[arg-type]
     assert static.debian(subject, Contents(subject)).status == "pass"  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("found", "word"),
-    [
-        ([["uv", "0.13.8"]], "uv: '0.13.8' is not expected"),
-        ([["toy-app", "2.0"]], "installed more than once: toy-app"),
-    ],
-)
-def test_a_distribution_too_much_fails(subject: Subject, found: list[list[str]], word: str) -> None:
-    contents = Contents(subject)
-    contents.listed["distributions"] += found
-    outcome = static.wheels(subject, contents)  # type: ignore[arg-type]
-    assert outcome.status == "fail"
-    assert word in outcome.summary
-
-
-@pytest.mark.parametrize("name", ["toy-app", "toy-dependency", "toy-plugin"])
-def test_a_distribution_that_is_missing_fails(subject: Subject, name: str) -> None:
-    contents = Contents(subject)
-    contents.listed["distributions"] = [pair for pair in contents.listed["distributions"] if pair[0] != name]
-    outcome = static.wheels(subject, contents)  # type: ignore[arg-type]
-    assert outcome.status == "fail"
-    assert name in outcome.summary
 
 
 @pytest.mark.parametrize(("debs", "status"), [({}, "error"), ({"bash": "1"}, "fail")])
