@@ -83,16 +83,14 @@ FAULTS = (
     ),
     Fault("a world-writable file", "files.clean", "/etc/open", "touch /etc/open; chmod 666 /etc/open"),
     Fault("a world-writable folder", "files.clean", "/opt/open", "mkdir /opt/open; chmod 777 /opt/open"),
-    Fault("a netrc", "files.clean", "/root/.netrc", "echo 'machine a login b password c' > /root/.netrc"),
+    Fault("a netrc", "files.clean", ".netrc", "echo 'machine a login b password c' > ~/.netrc"),
     Fault(
         "a private key",
         "files.clean",
         "id_ed25519",
-        "mkdir -p /root/.ssh; echo '-----BEGIN OPENSSH PRIVATE KEY-----' > /root/.ssh/id_ed25519",
+        "mkdir -p ~/.ssh; echo '-----BEGIN OPENSSH PRIVATE KEY-----' > ~/.ssh/id_ed25519",
     ),
-    Fault(
-        "a pip cache", "files.clean", "/root/.cache", "mkdir -p /root/.cache/pip/http; echo x > /root/.cache/pip/http/a"
-    ),
+    Fault("a pip cache", "files.clean", ".cache", "mkdir -p ~/.cache/pip/http; echo x > ~/.cache/pip/http/a"),
     Fault(
         "a proxy of apt's",
         "files.clean",
