@@ -83,6 +83,11 @@ def errored(summary: str, **evidence: Any) -> Outcome:
     return Outcome("error", summary, evidence)
 
 
+def skipped(summary: str, **evidence: Any) -> Outcome:
+    """There is nothing to look at, or nothing to look with; the summary says why."""
+    return Outcome("skip", summary, evidence)
+
+
 def run_checks(checks: list[Check], console: Console) -> list[Result]:
     """Run the checks in order. What a check raises is an error of that check, and the others run all the same."""
     results = []

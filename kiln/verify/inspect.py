@@ -16,7 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from kiln.lockfile import Lock
-from kiln.verify.checks import Outcome, differing, errored, failed, passed
+from kiln.verify.checks import Outcome, differing, errored, failed, passed, skipped
 
 Document = Mapping[str, Any]
 
@@ -28,11 +28,6 @@ SHOWN = 20
 ALLOWED: Mapping[str, str] = {
     "/usr/local/.lock": "uv's lock on the prefix that it installed into: empty, and nobody reads it",
 }
-
-
-def skipped(summary: str, **evidence: Any) -> Outcome:
-    """There is nothing to look at; the summary says why."""
-    return Outcome("skip", summary, evidence)
 
 
 def section(doc: Document, name: str) -> dict[str, Any] | Outcome:

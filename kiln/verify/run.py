@@ -78,25 +78,25 @@ def verify(
         )
         lacking = lacking_here(rendered.image.needs)
         checks = static_checks(subject)
+        identity = ""
         if level != "static":
             checks += ops_checks(subject, lacking)
-        if level != "generate" or not rendered.image.settings or lacking:
-            unserved = unserved_checks(rendered.image, lacking) if level == "generate" else []
-            results = run_checks([*checks, *unserved], console)
-            versions = {unit.name: unit.version for one in chain for unit in one.units}
-            report = make_report(subject, results, versions, "", began)
-            return Verified(report, write_report(workspace, report, other_model=False, level=level))
-        if model in (TINY, TINY_WRONG):
-            checkpoint = opened.enter_context(
-                tiny_model(workspace, client, built.reference, store, console, wrong_answers=model == TINY_WRONG)
-            )
-        else:
-            checkpoint = given_model(Path(model))
-        results = run_checks([*checks, *generate_checks(subject, checkpoint)], console)
-    report = make_report(
-        subject, results, {unit.name: unit.version for unit in rendered.units}, checkpoint.identity, began
-    )
-    return Verified(report, write_report(workspace, report, other_model=model != TINY))
+        if level == "generate" and lacking:
+            checks += unserved_checks(rendered.image, lacking)
+        elif level == "generate" and rendered.image.settings:
+            if model in (TINY, TINY_WRONG):
+                checkpoint = opened.enter_context(
+                    tiny_model(workspace, client, built.reference, store, console, wrong_answers=model == TINY_WRONG)
+                )
+            else:
+                checkpoint = given_model(Path(model))
+            checks += generate_checks(subject, checkpoint)
+            identity = checkpoint.identity
+        results = run_checks(checks, console)
+    versions = {unit.name: unit.version for one in chain for unit in one.units}
+    report = make_report(subject, results, versions, identity, began)
+    other_model = bool(identity) and model != TINY
+    return Verified(report, write_report(workspace, report, other_model=other_model, level=level))
 
 
 def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from kiln.verify.checks import Outcome, errored, failed, passed
-from kiln.verify.inspect import Document, is_rehearsal, listed, section, skipped
+from kiln.verify.checks import Outcome, errored, failed, passed, skipped
+from kiln.verify.inspect import Document, is_rehearsal, listed, section
 
 
 def signatures(doc: Document, allowed: Mapping[str, str] | None = None) -> Outcome:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from kiln.verify.checks import Outcome, errored, failed, passed
-from kiln.verify.inspect import Document, is_rehearsal, listed, section, skipped
+from kiln.verify.checks import Outcome, errored, failed, passed, skipped
+from kiln.verify.inspect import Document, is_rehearsal, listed, section
 
 # What the machine with the device brings into the container.
 OF_THE_MACHINE = ("libcuda", "libnvidia-ml", "libnvcuvid", "libze_loader")
