@@ -15,10 +15,12 @@ from docker.types import LogConfig, Mount
 
 from kiln.engine import Engine
 from kiln.errors import EngineError
+from kiln.gpu import SHARED_MEMORY, Devices
 
 # Everything a container says is kept up to here: enough for any honest log, little enough for any disk.
 LOG_BYTES = 64 << 20
-LABEL = "io.kiln.run"
+# On every container of Kiln's: the state folder that it belongs to. Others may run theirs in the same engine.
+LABEL = "io.kiln.owner"
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,17 @@ class Ended:
     stderr: str
 
 
+class Client(docker.DockerClient):
+    """A client of an engine that knows whose containers it makes."""
+
+    owner = ""
+
+
 @contextmanager
-def connect(engine: Engine) -> Iterator[docker.DockerClient]:
-    """A client of the engine. Raises EngineError where the engine refuses or breaks off."""
-    client = docker.DockerClient(base_url=engine.host, timeout=120)
+def connect(engine: Engine, owner: str = "") -> Iterator[Client]:
+    """A client of the engine, for the state folder ``owner`` (``Workspace.identity``). Raises EngineError where the engine refuses or breaks off."""
+    client = Client(base_url=engine.host, timeout=120)
+    client.owner = owner
     try:
         yield client
     except (docker.errors.DockerException, requests.exceptions.ConnectionError) as error:
@@ -48,7 +57,7 @@ def connect(engine: Engine) -> Iterator[docker.DockerClient]:
 
 @contextmanager
 def container(
-    client: docker.DockerClient,
+    client: Client,
     image: str,
     *,
     command: Sequence[str],
@@ -58,15 +67,19 @@ def container(
     writable: Mapping[Path, str] | None = None,
     memory: int = 4 << 30,
     read_only: bool = False,
+    gpus: Devices | None = None,
 ) -> Iterator[Container]:
     """A started container of ``image`` without a network; removed at the end, whatever happens.
 
     ``mounts`` are read-only folders of this machine by their place in the container, ``writable`` are others. ``memory``
-    is its limit in bytes, swap included.
+    is its limit in bytes, swap included. ``gpus`` are the devices it may use.
     """
     binds = [Mount(place, str(path), type="bind", read_only=True) for path, place in (mounts or {}).items()]
     binds += [Mount(place, str(path), type="bind") for path, place in (writable or {}).items()]
     options: dict[str, Any] = {"entrypoint": list(entrypoint)} if entrypoint is not None else {}
+    if gpus:
+        options["devices"] = [f"{file}:{file}:rw" for file in gpus.files]
+        options["group_add"] = [str(group) for group in gpus.groups]
     created = client.containers.create(
         image,
         list(command),
@@ -76,12 +89,13 @@ def container(
         mem_limit=memory,
         memswap_limit=memory,
         pids_limit=4096,
-        shm_size="2g",
+        shm_size=SHARED_MEMORY if gpus else "2g",
+        ipc_mode="private",
         read_only=read_only,
         tmpfs={"/tmp": "size=1g"} if read_only else None,  # noqa: S108
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
-        labels={LABEL: "1"},
+        labels={LABEL: client.owner},
         log_config=LogConfig(type="json-file", config={"max-size": str(LOG_BYTES // 2), "max-file": "2"}),
         **options,
     )
@@ -114,9 +128,9 @@ def said(started: Container, *, stdout: bool = True, stderr: bool = True, limit:
     return b"".join(parts)[:limit].decode(errors="replace")
 
 
-def remove_left_over(client: docker.DockerClient) -> int:
-    """Remove containers that a killed run left behind; returns how many."""
-    left = client.containers.list(all=True, filters={"label": LABEL})
+def remove_left_over(client: Client) -> int:
+    """Remove containers that a killed run of the same state folder left behind; returns how many. Whoever calls holds the folder alone."""
+    left = client.containers.list(all=True, filters={"label": f"{LABEL}={client.owner}"})
     for old in left:
         old.remove(force=True, v=True)
     return len(left)

@@ -200,6 +200,12 @@ class ReportInvalidError(KilnError):
     hint = "make it again: kiln verify STACK"
 
 
+class ForeignImageError(KilnError):
+    """An image does not say that Kiln built it, or names pins that this project does not have."""
+
+    exit_code = 64
+
+
 class InterruptedByUserError(KilnError):
     """Stopped by Ctrl-C or a termination signal."""
 

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import docker
-
 from kiln.canonical import digest_of, sha256_file
 from kiln.console import Console
-from kiln.containers import container, wait
+from kiln.containers import Client, container, wait
 from kiln.errors import ModelError
 from kiln.store import Store, disk_full_is_an_error
 from kiln.workspace import Workspace
@@ -43,7 +41,7 @@ class Model:
 @contextmanager
 def tiny_model(
     workspace: Workspace,
-    client: docker.DockerClient,
+    client: Client,
     reference: str,
     store: Store,
     console: Console,
@@ -78,7 +76,7 @@ def tiny_model(
 
 def _make(
     workspace: Workspace,
-    client: docker.DockerClient,
+    client: Client,
     reference: str,
     store: Store,
     console: Console,

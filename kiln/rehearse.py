@@ -13,7 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from kiln.config import read_config
+from kiln.config import Config, read_config
 from kiln.console import Console
 from kiln.engine import Engine, image_document
 from kiln.errors import EngineError, UsageError
@@ -74,6 +74,13 @@ def rehearsal(workspace: Workspace, standins: Path, stack: str, engine: Engine, 
         config,
         StandinGit(state / "git", config),
     )
+
+
+def rehearsed(workspace: Workspace, engine: Engine, console: Console) -> Session:
+    """A session that looks at what a rehearsal made here, and takes nothing from anywhere."""
+    state = workspace.state / FOLDER
+    apart = Workspace(workspace.root, state, state / "locks")
+    return Session(apart, Store(state / "store"), console, FOLDER, engine, Config(), GitCache(state / "git", Config()))
 
 
 def _load_base(engine: Engine, archive: Path, name: str, digest: str) -> None:

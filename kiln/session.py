@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from kiln.config import Config, read_config
 from kiln.console import Console
 from kiln.errors import LockMissingError, LockStaleError, SourceError, UnresolvedError, UpstreamError, UsageError
+from kiln.gpu import gpus
+from kiln.levels import SETTING_OF
 from kiln.lockentries import BaseImage
 from kiln.lockfile import Lock, read_lock
 from kiln.overrides import apply_choices
@@ -174,6 +176,21 @@ class Session:
             )
         return judge(read_advisories(self.workspace), facts)
 
+    def unsafe_here(self, pins: Pins, lock: Lock, images: Sequence[Rendered], allow: Collection[str]) -> dict[str, str]:
+        """The mHC backends that are known to give wrong results on this machine's GPUs, with the advisory's word; none where there is no GPU."""
+        from kiln.advisory_rules import RevisionRule
+
+        archs = tuple(sorted({gpu.arch for gpu in gpus()} & set(pins.archs)))
+        found = self.findings(replace(pins, archs=archs), lock, images) if archs else ()
+        return {
+            finding.advisory.rule.path: f"advisory {finding.advisory.id}: {finding.because}"
+            for finding in found
+            if isinstance(finding.advisory.rule, RevisionRule)
+            and finding.advisory.rule.path in SETTING_OF
+            and finding.advisory.severity == "wrong-results"
+            and finding.advisory.id not in allow
+        }
+
     def ready(
         self, stack: str, choice: Choice, *, refuse: bool = True
     ) -> tuple[Pins, Lock, tuple[Rendered, ...], tuple[Finding, ...]]:
@@ -322,7 +339,7 @@ def build_stack(
                 f"{rendered.image.name} is built already: key {rendered.key[:16]}, {known.digest[:19]}…"
             )
         else:
-            if lacking := lacking_here(rendered.image.needs):
+            if lacking := lacking_here(rendered.image.needs, pins.archs):
                 session.console.note(f"it can be built here, and not be served: {lacking}")
             if not pins.base:
                 ensure_mmdebstrap(session.workspace.state, session.console)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,15 @@ class Workspace:
             for left in (self.state / "store").glob("tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)
             yield
+
+    @property
+    def identity(self) -> str:
+        """What tells this state folder from every other, on this machine or another: made once, kept in it."""
+        path = self.state / "identity"
+        if not path.is_file():
+            self.state.mkdir(parents=True, exist_ok=True)
+            path.write_text(uuid.uuid4().hex, encoding="utf-8")
+        return path.read_text(encoding="utf-8")
 
     def shown(self, path: Path) -> str:
         """``path`` as a person would type it: relative to the current folder where it lies below it."""

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kiln.commands.context import ALLOW, MODEL, SET, STACK, Context
-from kiln.errors import EngineError, UsageError
-from kiln.levels import LEVELS, Level
+from kiln.commands.verify import look, show_reports
+from kiln.errors import UsageError
+from kiln.levels import Scope
 from kiln.session import BuiltStack, Choice, build_stack
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
-    from kiln.build import Built
-    from kiln.render import Rendered
-
-    _Reported: TypeAlias = tuple[Rendered, Built, dict[str, Any], Path]
+    from kiln.commands.verify import Reported
 
 
 @click.command()
@@ -98,60 +96,6 @@ def build(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str,
 @SET
 @ALLOW
 @MODEL
-@click.option(
-    "--level",
-    type=click.Choice(LEVELS),
-    default=LEVELS[-1],
-    show_default=True,
-    help="Make the checks up to this level: the image as it lies, its mHC operators, serving with it.",
-)
-@click.option(
-    "--require",
-    type=click.Choice(LEVELS),
-    help="Fail where a check up to this level was skipped: for jobs on machines that have what it needs.",
-)
-@click.pass_obj
-def verify(
-    context: Context,
-    stack: str,
-    sets: tuple[str, ...],
-    allow: tuple[str, ...],
-    model: str,
-    level: Level,
-    require: Level | None,
-) -> None:
-    """Look at the built images of STACK, and write their reports.
-
-    \b
-    Example: kiln verify cpu
-             kiln verify dsv4-mhc --level static
-             kiln verify dsv4-mhc --require generate
-    """
-    from kiln.build import known_build
-    from kiln.engine import ensure_engine
-
-    if require and LEVELS.index(require) > LEVELS.index(level):
-        raise UsageError(f"--require {require} asks for more than --level {level} makes", fix=f"--level {require}")
-    with context.working():
-        pins, found, images, _ = context.session.ready(stack, Choice(sets, allow, model))
-        engine = ensure_engine(context.workspace.state, context.console)
-        pairs = [(rendered, known_build(context.workspace, rendered, engine)) for rendered in images]
-        missing = [rendered.image.name for rendered, built in pairs if built is None]
-        if missing:
-            raise EngineError(
-                f"{', '.join(missing)}: not built from these pins, or no longer in the engine",
-                fix=f"kiln build {stack}   (or: make image STACK={stack})",
-            )
-        ready = BuiltStack(pins, found, engine, images, tuple(built for _, built in pairs if built))
-        reports = [_verify(context, ready, rendered, built, model, level) for rendered, built in pairs if built]
-    _show_reports(context, reports, require)
-
-
-@click.command()
-@STACK
-@SET
-@ALLOW
-@MODEL
 @click.option("--image", "image_name", metavar="NAME", help="Only this image of the stack, and those it stands on.")
 @click.pass_obj
 def image(
@@ -167,10 +111,10 @@ def image(
         reports = _image(
             context, build_stack(context.session, stack, Choice(sets, allow, model), image_name)[1], stack, model
         )
-    _show_reports(context, reports)
+    show_reports(context, reports)
 
 
-def _image(context: Context, built: BuiltStack, stack: str, model: str) -> list[_Reported]:
+def _image(context: Context, built: BuiltStack, stack: str, model: str) -> list[Reported]:
     """The reports of a built stack, made where there is no good one yet."""
     from kiln.verify.report import good_report, report_file
     from kiln.verify.required import required_checks
@@ -188,7 +132,7 @@ def _image(context: Context, built: BuiltStack, stack: str, model: str) -> list[
             )
             reports.append((rendered, one, known, report_file(context.workspace, one.digest)))
         else:
-            reports.append(_verify(context, built, rendered, one, model))
+            reports.append(look(context, built, rendered, one, Scope(model=model)))
     return reports
 
 
@@ -219,50 +163,7 @@ def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[s
         make_lock(session.workspace, pins, session.store, session.console, session.upstreams_of(pins))
         apart = replace(context, given_session=session)
         reports = _image(apart, build_stack(session, stack, Choice(sets, allow))[1], stack, "tiny")
-    _show_reports(apart, reports)
+    show_reports(apart, reports)
 
 
-def _verify(
-    context: Context, stack: BuiltStack, rendered: Rendered, built: Built, model: str, level: Level = LEVELS[-1]
-) -> _Reported:
-    from kiln.verify.run import verify as run_verify
-
-    verified = run_verify(
-        context.workspace,
-        stack.pins,
-        stack.lock,
-        rendered,
-        stack.rendered,
-        built,
-        stack.engine,
-        context.store,
-        context.console,
-        model,
-        level,
-    )
-    return rendered, built, verified.report, verified.path
-
-
-def _show_reports(context: Context, reports: list[_Reported], require: Level | None = None) -> None:
-    """Print every report's table and what the image is; then raise for the first that is not good."""
-    from kiln.verify.report import judge, table
-
-    lines = []
-    for rendered, built, report, path in reports:
-        summary = report["summary"]
-        lines += [table(report), ""]
-        lines.append(f"image       {built.reference}")
-        lines.append(f"digest      {built.digest}")
-        held = [unit for unit in rendered.units if unit.name in rendered.image.components]
-        lines.append("components  " + ", ".join(f"{unit.name} {unit.version}" for unit in held))
-        lines.append(f"report      {context.workspace.shown(path)}")
-        lines.append(
-            f"checks      {summary['pass']} of {summary['total']} passed"
-            + "".join(f", {summary[key]} {key}" for key in ("fail", "error", "skip") if summary[key])
-        )
-    context.result("\n".join(lines), [report for _, _, report, _ in reports])
-    for _, _, report, path in reports:
-        judge(report, context.workspace.shown(path), require)
-
-
-COMMANDS = (render, plan, build, verify, image, rehearse)
+COMMANDS = (render, plan, build, image, rehearse)

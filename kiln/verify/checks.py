@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import docker
-
 from kiln.build import Built
 from kiln.console import Console
+from kiln.containers import Client
 from kiln.engine import Engine
+from kiln.gpu import Devices
 from kiln.image import Image
 from kiln.levels import Level
 from kiln.lockfile import Lock
@@ -43,8 +43,9 @@ class Subject:
     source_wheels: tuple[str, ...]
     built: Built
     engine: Engine
-    client: docker.DockerClient
+    client: Client
     components: tuple[str, ...] = ()
+    gpus: Devices | None = None
 
 
 @dataclass(frozen=True)

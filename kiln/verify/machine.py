@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kiln.gpu import gpus, unfit
 
-def lacking_here(needs: str) -> str:
-    """What serving with an image needs and this machine has not, in a sentence; nothing where it has it."""
-    if needs == "gpu" and not Path("/dev/kfd").exists():
-        return "serving with this image needs an AMD GPU (/dev/kfd), and this machine has none"
+
+def lacking_here(needs: str, archs: tuple[str, ...] = ()) -> str:
+    """What serving with an image (with GPU code for ``archs``) needs and this machine has not, in a sentence; nothing where it has it."""
+    if needs == "gpu":
+        return unfit(gpus(), archs)
     if needs == "avx512_bf16" and needs not in processor_flags():
         return (
             "serving with this image needs a processor with AVX-512 BF16 (Intel Sapphire Rapids, AMD Zen 4, or newer): "

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from kiln.containers import container, wait
@@ -18,10 +21,11 @@ EMULATED = ("--hidden", "1280", "--tokens", "17", "64", "65", "129", "--kind", "
 SECONDS_ON_PROCESSOR, SECONDS_ON_GPU = 180, 1800
 
 
-def ops_checks(subject: Subject, lacking: str) -> list[Check]:
+def ops_checks(subject: Subject, lacking: str, unsafe: Mapping[str, str] = MappingProxyType({})) -> list[Check]:
     """One check for each backend that the image offers, and one of the checks themselves.
 
-    ``lacking`` is what serving needs and this machine has not: an image for GPUs is then skipped, with that reason.
+    ``lacking`` is what serving needs and this machine has not: an image for GPUs is then skipped, with that reason. ``unsafe`` are the backends that
+    are known to be wrong on this machine's GPU, with the reason.
     """
     on_gpu = subject.image.needs == "gpu"
     sizes = ON_GPU if on_gpu else ON_PROCESSOR
@@ -31,7 +35,7 @@ def ops_checks(subject: Subject, lacking: str) -> list[Check]:
             f"ops.{backend}",
             "ops",
             f"the {backend} mHC operators give what the formula gives, in every run",
-            lambda backend=backend: skipped or operators(subject, (backend,), sizes),  # type: ignore[misc]
+            partial(_looked_at, subject, backend, sizes, skipped or _unsafe(unsafe.get(backend))),
         )
         for backend in subject.image.backends
     ]
@@ -39,6 +43,14 @@ def ops_checks(subject: Subject, lacking: str) -> list[Check]:
         about = "an operator that takes another row's sum of squares would be seen, in every run and in a single row"
         checks.append(Check("ops.race", "ops", about, lambda: skipped or operators(subject, RACES, EMULATED)))
     return checks
+
+
+def _unsafe(reason: str | None) -> Outcome | None:
+    return Outcome("skip", reason) if reason else None
+
+
+def _looked_at(subject: Subject, backend: str, sizes: tuple[str, ...], known: Outcome | None) -> Outcome:
+    return known or operators(subject, (backend,), sizes)
 
 
 def operators(subject: Subject, backends: tuple[str, ...], sizes: tuple[str, ...]) -> Outcome:
@@ -53,6 +65,7 @@ def operators(subject: Subject, backends: tuple[str, ...], sizes: tuple[str, ...
         mounts={subject.workspace.root / "scripts": "/kiln/scripts"},
         memory=subject.image.memory,
         read_only=True,
+        gpus=subject.gpus,
     ) as started:
         ended = wait(started, SECONDS_ON_GPU if on_gpu else SECONDS_ON_PROCESSOR)
     if ended.code is None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from kiln import __version__
 from kiln.errors import VerifyFailedError, VerifyIncompleteError
-from kiln.levels import LEVELS, Level
+from kiln.gpu import Gpu
+from kiln.levels import LEVELS, Level, Scope
 from kiln.store import write_whole
 from kiln.verify.checks import Result, Subject
 from kiln.verify.render.common import clean, first_line
@@ -20,7 +21,13 @@ SCHEMA_VERSION = 1
 
 
 def make_report(
-    subject: Subject, results: Sequence[Result], versions: dict[str, str], model: str, began: datetime
+    subject: Subject,
+    results: Sequence[Result],
+    versions: dict[str, str],
+    model: str,
+    began: datetime,
+    scope: Scope = Scope(),  # noqa: B008 - frozen
+    gpus: Sequence[Gpu] = (),
 ) -> dict[str, Any]:
     """The report as data. All of it is the same for the same image and checkpoint, except for the block ``timing``."""
     counts = {
@@ -37,6 +44,7 @@ def make_report(
             "components": versions,
         },
         "stack": subject.pins.stack,
+        "scope": _said(scope),
         "chosen": {
             "overrides": dict(subject.pins.overrides),
             "allowed_advisories": list(subject.pins.allowed),
@@ -45,7 +53,11 @@ def make_report(
         "pins": {"sha256": subject.pins.sha256},
         "lock": {"sha256": subject.lock.sha256},
         "model": model,
-        "environment": {"engine": "docker", "engine_version": subject.engine.version, "gpu": None},
+        "environment": {
+            "engine": "docker",
+            "engine_version": subject.engine.version,
+            "gpu": [gpu.arch for gpu in gpus] or None,
+        },
         "checks": [
             {
                 "id": r.id,
@@ -67,19 +79,25 @@ def make_report(
     }
 
 
-def report_file(workspace: Workspace, digest: str, other_model: str = "", level: Level = LEVELS[-1]) -> Path:
-    """Where the report of a digest lies; one made with another checkpoint than the tiny one, or of fewer levels, lies beside it.
+def _said(scope: Scope) -> dict[str, Any]:
+    return {"level": scope.level, "backend": scope.backend, "own_model": scope.model != Scope().model}
+
+
+def report_file(workspace: Workspace, digest: str, *more: str) -> Path:
+    """Where the report of a digest lies; ``more`` tells one that does not speak for the whole image from the one that does.
 
     The colon becomes a hyphen: artefact stores and Windows refuse it in names.
     """
-    suffix = f"-{other_model.replace(':', '-')[:32]}" if other_model else ""
-    suffix += f"-{level}" if level != LEVELS[-1] else ""
-    return workspace.state / "reports" / f"{digest.replace(':', '-')}{suffix}.json"
+    name = "-".join([digest, *filter(None, more)]).replace(":", "-")
+    return workspace.state / "reports" / f"{name}.json"
 
 
-def write_report(workspace: Workspace, report: dict[str, Any], *, other_model: bool, level: Level = LEVELS[-1]) -> Path:
-    """Write the report to its place and return it."""
-    path = report_file(workspace, report["subject"]["manifest_digest"], report["model"] if other_model else "", level)
+def write_report(workspace: Workspace, report: dict[str, Any]) -> Path:
+    """Write the report to its place and return it. One made with another checkpoint than the tiny one, of fewer levels or of one setting lies beside."""
+    scope, whole = report["scope"], Scope()
+    own_model = report["model"][:32] if scope["own_model"] else ""
+    more = [scope[name] for name in ("level", "backend") if scope[name] != getattr(whole, name)]
+    path = report_file(workspace, report["subject"]["manifest_digest"], own_model, *more)
     write_whole(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return path
 
@@ -88,11 +106,13 @@ def good_report(workspace: Workspace, digest: str, lock_sha256: str, check_ids: 
     """The report of this digest and lock if all of these checks passed in it and no other failed or could not look; else None."""
     try:
         report: dict[str, Any] = json.loads(report_file(workspace, digest).read_text(encoding="utf-8"))
-        same = (report["schema_version"], report["subject"]["manifest_digest"], report["lock"]["sha256"]) == (
-            SCHEMA_VERSION,
-            digest,
-            lock_sha256,
+        said = (
+            report["schema_version"],
+            report["subject"]["manifest_digest"],
+            report["lock"]["sha256"],
+            report["scope"],
         )
+        same = said == (SCHEMA_VERSION, digest, lock_sha256, _said(Scope()))
         statuses = {check["id"]: check["status"] for check in report["checks"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -15,9 +17,11 @@ from kiln.build import Built
 from kiln.console import Console
 from kiln.containers import connect, remove_left_over
 from kiln.engine import Engine
-from kiln.levels import LEVELS, Level
+from kiln.gpu import devices, gpus
+from kiln.image import Image
+from kiln.levels import LEVELS, SETTING_OF, Backend, Scope
 from kiln.lockfile import Lock
-from kiln.model import given_model, tiny_model
+from kiln.model import Model, given_model, tiny_model
 from kiln.pins import Pins
 from kiln.render import Rendered
 from kiln.store import Store
@@ -50,17 +54,19 @@ def verify(
     engine: Engine,
     store: Store,
     console: Console,
-    model: str = TINY,
-    level: Level = LEVELS[-1],
+    scope: Scope = Scope(),  # noqa: B008 - frozen
+    unsafe: Mapping[str, str] = MappingProxyType({}),
 ) -> Verified:
-    """Look at a built image with every check it has, and write the report. ``stack`` are all images of the stack: some stand on others.
+    """Look at a built image with every check that is in ``scope``, and write the report. ``stack`` are all images of the stack: some stand on others.
 
-    ``model`` is ``tiny``, ``tiny-wrong`` (trained on other answers: the check must fail) or a folder. Only the checks up to ``level`` are made.
+    ``unsafe`` are the mHC backends that are known to be wrong on this machine's GPU, with the reason: they are not served, and the checks say why.
     Raises ModelError or EngineError where nothing can be looked at; what the checks found is for ``report.judge``.
     """
     began = datetime.now(UTC)
     console.step(f"verifying {built.image} {built.digest[:19]}…")
-    with connect(engine) as client, ExitStack() as opened:
+    found = gpus() if rendered.image.needs == "gpu" else ()
+    image = narrowed(rendered.image, scope.backend)
+    with connect(engine, workspace.identity) as client, ExitStack() as opened:
         if left := remove_left_over(client):
             console.note(f"removed {left} containers of a run that was killed")
         chain = [one for one in stack if one.image.name in rendered.parents] + [rendered]
@@ -68,7 +74,7 @@ def verify(
             workspace,
             pins,
             lock,
-            rendered.image,
+            image,
             rendered.labels,
             tuple(name for one in chain for name in source_wheels(workspace, pins, one)),
             built,
@@ -76,27 +82,59 @@ def verify(
             client,
             tuple(name for one in chain for name in one.image.components),
         )
-        lacking = lacking_here(rendered.image.needs)
+        lacking = lacking_here(image.needs, pins.archs)
+        if found and not lacking:
+            subject = replace(subject, gpus=devices(found))
         checks = static_checks(subject)
         identity = ""
-        if level != "static":
-            checks += ops_checks(subject, lacking)
-        if level == "generate" and lacking:
-            checks += unserved_checks(rendered.image, lacking)
-        elif level == "generate" and rendered.image.settings:
-            if model in (TINY, TINY_WRONG):
-                checkpoint = opened.enter_context(
-                    tiny_model(workspace, client, built.reference, store, console, wrong_answers=model == TINY_WRONG)
-                )
-            else:
-                checkpoint = given_model(Path(model))
-            checks += generate_checks(subject, checkpoint)
-            identity = checkpoint.identity
+        if LEVELS.index(scope.level) >= LEVELS.index("ops"):
+            checks += ops_checks(subject, lacking, unsafe)
+        if LEVELS.index(scope.level) >= LEVELS.index("generate") and image.settings:
+            served, unserved = parted(image, unsafe)
+            if lacking:
+                checks += unserved_checks(image, lacking)
+            elif served.settings:
+                checkpoint = opened.enter_context(_checkpoint(subject, store, console, scope.model))
+                checks += generate_checks(replace(subject, image=served), checkpoint)
+                identity = checkpoint.identity
+            checks += [check for reason, one in unserved.items() for check in unserved_checks(one, reason)]
         results = run_checks(checks, console)
     versions = {unit.name: unit.version for one in chain for unit in one.units}
-    report = make_report(subject, results, versions, identity, began)
-    other_model = bool(identity) and model != TINY
-    return Verified(report, write_report(workspace, report, other_model=other_model, level=level))
+    report = make_report(subject, results, versions, identity, began, scope, found)
+    return Verified(report, write_report(workspace, report))
+
+
+def narrowed(image: Image, backend: Backend) -> Image:
+    """The image with the settings and the operators of one mHC backend alone (``both``: of all)."""
+    if backend == "both":
+        return image
+    other = "tilelang" if backend == "aiter" else "aiter"
+    return replace(
+        image,
+        settings=tuple(setting for setting in image.settings if setting.name == SETTING_OF[backend]),
+        backends=tuple(name for name in image.backends if name != other),
+    )
+
+
+def parted(image: Image, unsafe: Mapping[str, str]) -> tuple[Image, dict[str, Image]]:
+    """The image with the settings that may be served, and for each reason the image with those that may not."""
+    bad = {SETTING_OF[backend]: reason for backend, reason in unsafe.items()}
+    served = replace(image, settings=tuple(setting for setting in image.settings if setting.name not in bad))
+    unserved = {
+        reason: replace(image, settings=tuple(one for one in image.settings if one.name == name))
+        for name, reason in bad.items()
+    }
+    return served, {reason: one for reason, one in unserved.items() if one.settings}
+
+
+@contextmanager
+def _checkpoint(subject: Subject, store: Store, console: Console, model: str) -> Iterator[Model]:
+    if model in (TINY, TINY_WRONG):
+        reference, wrong = subject.built.reference, model == TINY_WRONG
+        with tiny_model(subject.workspace, subject.client, reference, store, console, wrong_answers=wrong) as made:
+            yield made
+    else:
+        yield given_model(Path(model))
 
 
 def source_wheels(workspace: Workspace, pins: Pins, rendered: Rendered) -> tuple[str, ...]:

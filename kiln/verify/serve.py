@@ -48,6 +48,7 @@ def serve(subject: Subject, model: Model, setting: Setting) -> Served:
         env={"PYTHONUNBUFFERED": "1", **dict(setting.env)},
         mounts=mounts,
         memory=subject.image.memory,
+        gpus=subject.gpus,
     ) as server:
         code, document, words = _ask(server, subject.image)
         log = said(server)

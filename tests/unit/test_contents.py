@@ -75,7 +75,7 @@ def test_a_document_without_sections_proves_nothing(subject: Subject, monkeypatc
 def test_a_report_with_any_failure_is_no_good_report(subject: Subject) -> None:
     def written(other: Outcome) -> object:
         results = [Result("one", "static", "", passed("fine"), 0.1), Result("two", "static", "", other, 0.1)]
-        write_report(subject.workspace, make_report(subject, results, {}, "", datetime.now(UTC)), other_model=False)
+        write_report(subject.workspace, make_report(subject, results, {}, "", datetime.now(UTC)))
         return good_report(subject.workspace, subject.built.digest, subject.lock.sha256, ["one"])
 
     assert written(passed("fine"))

@@ -34,7 +34,6 @@ def with_files(monkeypatch: pytest.MonkeyPatch, folder: Path, more: str = "", *,
     [
         ("", "", False, ""),
         ("gpu", "", False, "/dev/kfd"),
-        ("gpu", "", True, ""),
         ("avx512_bf16", "avx512_bf16", False, ""),
         ("avx512_bf16", "avx512_bf160", False, "AVX-512 BF16"),
         ("avx512_bf16", "", True, "AVX-512 BF16"),

@@ -14,6 +14,7 @@ import kiln.verify.static
 from kiln.console import Console
 from kiln.errors import KilnError, ModelError, VerifyFailedError, VerifyIncompleteError
 from kiln.image import Setting
+from kiln.levels import Scope
 from kiln.model import Model, given_model
 from kiln.render import Rendered
 from kiln.verify import static
@@ -25,6 +26,7 @@ from kiln.verify.serve import Served
 from kiln.workspace import Workspace
 
 DIGEST = "sha256:" + "a" * 64
+WHOLE = Scope()
 PLAIN = Setting("default", "nothing set", (), "unfused")
 FUSED = Setting("tilelang", "the opt-in", (("TOY_FUSED", "1"),), "fused")
 
@@ -270,12 +272,12 @@ def test_each_setting_is_served_once_and_checked_by_its_own_run(
     assert (subject.workspace.state / "logs" / "serve-toy-serving-tilelang.log").read_text() == log_of("fused")
 
 
-def report_of(subject: Subject, *statuses: str) -> dict[str, Any]:
+def report_of(subject: Subject, *statuses: str, scope: Scope = WHOLE) -> dict[str, Any]:
     results = [
         Result(f"check.{number}", "static", "", Outcome(status, f"it is {status}\nsecond line"), 0.5)
         for number, status in enumerate(statuses)
     ]  # type: ignore[arg-type]
-    return make_report(subject, results, {"app": "2.0"}, "sha256:m", datetime.now(UTC))
+    return make_report(subject, results, {"app": "2.0"}, "sha256:m", datetime.now(UTC), scope)
 
 
 @pytest.mark.parametrize(
@@ -312,10 +314,15 @@ def test_a_skip_fails_where_its_level_is_required(subject: Subject) -> None:
 
 def test_a_report_of_fewer_levels_lies_beside_the_whole_one(subject: Subject) -> None:
     report = report_of(subject, "pass")
-    whole = write_report(subject.workspace, report, other_model=False)
-    part = write_report(subject.workspace, report, other_model=False, level="static")
-    assert whole.name == f"sha256-{'a' * 64}.json"
-    assert part.name == f"sha256-{'a' * 64}-static.json"
+    assert write_report(subject.workspace, report).name == f"sha256-{'a' * 64}.json"
+    for scope, name in (
+        (Scope("static"), "-static"),
+        (Scope("ops", "aiter"), "-ops-aiter"),
+        (Scope(backend="tilelang"), "-tilelang"),
+        (Scope("static", "both", "/a/model"), "-sha256-m-static"),
+    ):
+        report = make_report(subject, [], {}, "sha256:m", datetime.now(UTC), scope)
+        assert write_report(subject.workspace, report).name == f"sha256-{'a' * 64}{name}.json"
 
 
 @pytest.mark.parametrize("statuses", [("pass",), ("pass", "skip")])
@@ -342,7 +349,7 @@ def test_a_report_is_good_for_its_digest_lock_and_checks_alone(toy: Workspace, s
     lock = subject.lock.sha256
     assert good_report(toy, DIGEST, lock, ["check.0"]) is None
     report = report_of(subject, "pass", "pass", "skip")
-    file = write_report(toy, report, other_model=False)
+    file = write_report(toy, report)
     assert ":" not in file.name
     assert good_report(toy, DIGEST, lock, ["check.0", "check.1"]) == report
     assert good_report(toy, DIGEST, lock, ["check.0", "check.2"]) is None
@@ -353,20 +360,22 @@ def test_a_report_is_good_for_its_digest_lock_and_checks_alone(toy: Workspace, s
 
 
 def test_a_report_under_another_digests_name_is_not_good(toy: Workspace, subject: Subject) -> None:
-    file = write_report(toy, report_of(subject, "pass"), other_model=False)
+    file = write_report(toy, report_of(subject, "pass"))
     other = "sha256:" + "b" * 64
     file.rename(file.with_name(f"{other.replace(':', '-')}.json"))
     assert good_report(toy, other, subject.lock.sha256, ["check.0"]) is None
 
 
 def test_a_report_with_another_model_lies_beside_and_does_not_count(toy: Workspace, subject: Subject) -> None:
-    write_report(toy, report_of(subject, "pass"), other_model=True)
+    file = write_report(toy, report_of(subject, "pass", scope=Scope(model="/a/model")))
+    assert good_report(toy, DIGEST, subject.lock.sha256, ["check.0"]) is None
+    file.rename(file.with_name(f"{DIGEST.replace(':', '-')}.json"))
     assert good_report(toy, DIGEST, subject.lock.sha256, ["check.0"]) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"schema_version": 1, "subject": {}, "checks": []}'])
 def test_a_damaged_report_is_none(toy: Workspace, subject: Subject, text: str) -> None:
-    file = write_report(toy, report_of(subject, "pass"), other_model=False)
+    file = write_report(toy, report_of(subject, "pass"))
     file.write_text(text)
     assert good_report(toy, DIGEST, subject.lock.sha256, ["check.0"]) is None
 
