@@ -5,22 +5,23 @@ same host:
 
     python ask_server.py --answers DIR/answers.json [--port N]
 
-It waits for ``/health``, then asks each prompt greedily three times: through
-``/v1/completions`` and ``/v1/chat/completions`` (the first prompt alone, the others through both
-side by side), and then all prompts at once, every other one through either API, so that the
-server has to batch them. It asks for token ids
-and log probabilities too, so that two settings of a server can be compared token for token. It
-judges nothing but each answer's equality: whether a wrong answer matters is for the caller, who
+It waits for ``/health``, then asks greedily: the first prompt alone, through ``/v1/completions``
+and ``/v1/chat/completions``; then all prompts at once, each through either API and through the
+first once more, so that the server has to batch them. With six prompts or more a step then has
+more than 16 rows when it decodes and more than 64 when it reads the prompts: wrong mHC kernels
+were right for fewer. It asks for token ids and log probabilities too, so that two settings of a
+server can be compared token for token. It judges nothing but each answer's equality: whether a wrong answer matters is for the caller, who
 reads the JSON document on standard output::
 
     {"schema_version": 1, "ready_seconds": 1.2, "model": "...", "vllm_version": "...",
      "answers": [{"id": "...", "api": "completions", "expected": "...", "got": "...",
-                  "token_ids": [...], "lead": 9.8, "exact": true, "seconds": 0.4, "error": null}],
-     "exact": 24, "total": 24, "error": null}
+                  "token_ids": [...], "lead": 9.8, "tops": [[["It", -0.1], ["A", -9.9]], ...],
+                  "exact": true, "seconds": 0.4, "error": null}],
+     "exact": 26, "total": 26, "error": null}
 
-``api`` is ``completions``, ``chat``, ``completions-batch`` or ``chat-batch``. ``lead`` is the
-smallest gap between the log probabilities of a chosen token and the next best, ``null`` where the
-server did not tell. ``exact`` means: the same text, ended by the model (not by a limit), and
+``api`` is ``completions``, ``chat``, ``completions-batch``, ``chat-batch`` or ``completions-twin``. ``lead`` is the
+smallest gap between the log probabilities of a chosen token and the next best, and ``tops`` the two
+best tokens at each place with theirs; both are ``null`` where the server did not tell. ``exact`` means: the same text, ended by the model (not by a limit), and
 the same token ids where the server told them.
 
 Exit status: 0 every question was asked and answered somehow; 2 usage, or unreadable answers
@@ -41,13 +42,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 SCHEMA_VERSION: Final = 1
 MAX_RESPONSE_BYTES: Final = 1 << 20
-ASKED_EACH: Final = 3  # through either API alone, and once in the batch
+ALONE: Final = (("completions", "completions"), ("chat", "chat"))
+AT_ONCE: Final = (("completions", "completions-batch"), ("chat", "chat-batch"), ("completions", "completions-twin"))
 SPARE_TOKENS: Final = 8  # a wrong answer may be longer than the right one; let it show
 READY_POLL_SECONDS: Final = 0.25
 HTTP_OK: Final = 200
@@ -102,6 +103,7 @@ class Answer:
     got: str | None = None
     token_ids: list[int] | None = None
     lead: float | None = None
+    tops: list[list[tuple[str, float]]] | None = None
     exact: bool = False
     seconds: float | None = None
     error: str | None = None
@@ -291,33 +293,32 @@ def read_answer(api: str, document: Mapping[str, Any], answer: Answer, prompt: P
     token_ids = choice.get("token_ids")
     if isinstance(token_ids, list) and all(isinstance(token, int) for token in token_ids):
         answer.token_ids = token_ids
-    answer.lead = smallest_lead(choice.get("logprobs"))
+    answer.tops = best_two(choice.get("logprobs"))
+    gaps = [two[0][1] - two[1][1] for two in answer.tops or [] if len(two) > 1]
+    answer.lead = round(min(gaps), 4) if gaps else None
     same_tokens = answer.token_ids is None or answer.token_ids == prompt.token_ids
     answer.exact = got == prompt.answer and finished == "stop" and same_tokens
 
 
-def smallest_lead(logprobs: object) -> float | None:
-    """The smallest gap of the two best log probabilities over all tokens; ``None`` if not told.
+def best_two(logprobs: object) -> list[list[tuple[str, float]]] | None:
+    """The two best tokens at each place and their log probabilities; ``None`` if not told.
 
     Takes both APIs' forms: ``{"top_logprobs": [{token: logprob}]}`` of completions, and
-    ``{"content": [{"top_logprobs": [{"logprob": ...}]}]}`` of chat.
+    ``{"content": [{"top_logprobs": [{"token": ..., "logprob": ...}]}]}`` of chat.
     """
     try:
         if not isinstance(logprobs, dict):
             return None
         chat = logprobs.get("content")
         if chat is None:
-            chat = [
-                {"top_logprobs": [{"logprob": v} for v in t.values()]}
-                for t in logprobs["top_logprobs"]
-            ]
-        tops = [[t["logprob"] for t in c["top_logprobs"]] for c in chat]
-        gaps = []
-        for top in tops:
-            best, second = sorted(map(float, top), reverse=True)[:2]
-            gaps.append(best - second)
-        return round(min(gaps), 4)
-    except (KeyError, TypeError, ValueError):
+            places = [list(place.items()) for place in logprobs["top_logprobs"]]
+        else:
+            places = [[(top["token"], top["logprob"]) for top in place["top_logprobs"]] for place in chat]
+        return [
+            sorted(((str(token), round(float(value), 4)) for token, value in tops), key=lambda top: -top[1])[:2]
+            for tops in places
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -349,17 +350,10 @@ class Asker:
         return answer
 
     def ask_all(self) -> int:
-        """Ask the first question alone, the others through both APIs side by side, then all at once; return the status."""
-        apis = ("completions", "chat")
-        first, *others = self.quiz.prompts
-        self.report.answers += [self.ask(api, api, first) for api in apis]
-        with ThreadPoolExecutor(max_workers=len(apis)) as pool:
-            for prompt in others:
-                self.report.answers += pool.map(partial(self.ask, prompt=prompt), apis, apis)
-        at_once = [
-            (apis[place % 2], f"{apis[place % 2]}-batch", prompt)
-            for place, prompt in enumerate(self.quiz.prompts)
-        ]
+        """Ask the first question alone, then all of them at once; return the status."""
+        prompts = self.quiz.prompts
+        self.report.answers += [self.ask(api, label, prompts[0]) for api, label in ALONE]
+        at_once = [(api, label, prompt) for api, label in AT_ONCE for prompt in prompts]
         with ThreadPoolExecutor(max_workers=len(at_once)) as pool:
             self.report.answers += pool.map(lambda question: self.ask(*question), at_once)
         errors = [answer.error for answer in self.report.answers if answer.error]
@@ -383,7 +377,7 @@ def run(
         report.error, status = f"GoneError: {error}", EXIT_GONE
     except (AskError, KeyError, IndexError, TypeError) as error:
         report.error, status = f"{type(error).__name__}: {error}", EXIT_PROTOCOL
-    return status, report.document(total=ASKED_EACH * len(quiz.prompts))
+    return status, report.document(total=len(ALONE) + len(AT_ONCE) * len(quiz.prompts))
 
 
 def main(argv: list[str] | None = None) -> int:

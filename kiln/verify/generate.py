@@ -184,11 +184,11 @@ def rocm_path(served: Served, environment: Mapping[str, str]) -> Outcome:
 
 
 def agree(runs: list[Served]) -> Outcome:
-    """The same tokens for every question and API, whatever the setting; else the first divergence."""
+    """The same tokens for every question and API, whatever the setting; else the first divergence, with what each setting thought there."""
     tables = []
     for run in runs:
         table = {
-            (answer["id"], answer["api"]): answer.get("token_ids") or answer.get("got")
+            (answer["id"], answer["api"]): answer
             for answer in run.document.get("answers", [])
             if not answer.get("error")
         }
@@ -198,13 +198,13 @@ def agree(runs: list[Served]) -> Outcome:
     first, *others = tables
     for run, other in zip(runs[1:], others, strict=True):
         for key in sorted(first.keys() | other.keys()):
-            if first.get(key) != other.get(key):
-                where = _first_difference(first.get(key), other.get(key))
+            one, two = first.get(key, {}), other.get(key, {})
+            if _tokens(one) != _tokens(two):
                 return failed(
-                    f"{key[0]} ({key[1]}): {runs[0].setting.name} and {run.setting.name} part{where}",
-                    **{runs[0].setting.name: first.get(key), run.setting.name: other.get(key)},
+                    f"{key[0]} ({key[1]}): {runs[0].setting.name} and {run.setting.name} part{_first_difference(one, two)}",
+                    **{runs[0].setting.name: _tokens(one), run.setting.name: _tokens(two)},
                 )
-    tokens = sum(len(value) for value in first.values() if isinstance(value, list))
+    tokens = sum(len(found) for answer in first.values() if isinstance(found := _tokens(answer), list))
     return passed(
         f"{len(first)} answers, {tokens} tokens, the same with {' and '.join(run.setting.name for run in runs)}",
         answers=len(first),
@@ -212,10 +212,24 @@ def agree(runs: list[Served]) -> Outcome:
     )
 
 
-def _first_difference(one: object, other: object) -> str:
-    if not isinstance(one, list) or not isinstance(other, list):
-        return f": {one!r} against {other!r}"
+def _tokens(answer: Mapping[str, Any]) -> list[int] | str | None:
+    return answer.get("token_ids") or answer.get("got")
+
+
+def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    left, right = _tokens(one), _tokens(other)
+    if not isinstance(left, list) or not isinstance(right, list):
+        return f": {left!r} against {right!r}"
     place = next(
-        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        (index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
     )
-    return f" at token {place}: {one[place : place + 1]} against {other[place : place + 1]}"
+    return f" at token {place}: {_thought(one, left, place)} against {_thought(other, right, place)}"
+
+
+def _thought(answer: Mapping[str, Any], tokens: list[int], place: int) -> str:
+    """The token at a place, and the two best with their log probabilities where the server told them."""
+    taken = str(tokens[place]) if place < len(tokens) else "the end"
+    tops = answer.get("tops")
+    if not isinstance(tops, list) or place >= len(tops):
+        return taken
+    return f"{taken} ({', '.join(f'{token!r} {value:.4f}' for token, value in tops[place])})"

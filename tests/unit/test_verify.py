@@ -190,14 +190,18 @@ def test_settings_that_answer_alike_agree() -> None:
     [
         (
             [answer("q1"), answer("q2", tokens=(1, 9, 3))],
-            "q2 (completions): default and tilelang part at token 1: [2] against [9]",
+            "q2 (completions): default and tilelang part at token 1: 2 against 9",
         ),
-        ([answer("q1"), answer("q2", tokens=(1, 2))], "at token 2: [3] against []"),
+        ([answer("q1"), answer("q2", tokens=(1, 2))], "at token 2: 3 against the end"),
+        (
+            [answer("q1"), answer("q2", tokens=(1, 9, 3), tops=[[], [("b", -0.5), ("a", -0.6)], []])],
+            "part at token 1: 2 against 9 ('b' -0.5000, 'a' -0.6000)",
+        ),
         ([answer("q1")], "q2 (completions)"),
         ([answer("q1"), answer("q2", error="timed out")], "q2 (completions)"),
         ([], "tilelang gave no answers"),
     ],
-    ids=["another token", "shorter", "one missing", "one failed", "none"],
+    ids=["another token", "shorter", "with what was thought", "one missing", "one failed", "none"],
 )
 def test_the_first_divergence_is_named(other: list[dict[str, Any]], word: str) -> None:
     outcome = agree([served(answer("q1"), answer("q2")), served(*other, setting=FUSED)])

@@ -42,7 +42,7 @@ def right(path: str, body: dict[str, Any]) -> dict[str, Any]:
         assert body["chat_template_kwargs"] == {"thinking": False}
         choice["message"] = {"role": "assistant", "content": prompt["answer"]}
         choice["logprobs"] = {
-            "content": [{"top_logprobs": [{"logprob": -0.5}, {"logprob": -3.0}]}] * 4
+            "content": [{"top_logprobs": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -3.0}]}] * 4
         }
     else:
         assert body["add_special_tokens"] is False
@@ -176,13 +176,15 @@ def test_a_right_server(ask_server: ModuleType) -> None:
     with standing_in(reply) as server:
         status, document = ask(ask_server, server)
     assert status == 0
-    assert (document["exact"], document["total"], document["error"]) == (9, 9, None)
+    assert (document["exact"], document["total"], document["error"]) == (11, 11, None)
     assert (document["model"], document["vllm_version"]) == ("tiny", "0.32.0")
     assert document["ready_seconds"] < 1
-    assert [a["api"] for a in document["answers"]] == ["completions", "chat"] * 3 + [
-        "completions-batch",
-        "chat-batch",
-        "completions-batch",
+    assert [a["api"] for a in document["answers"]] == [
+        "completions",
+        "chat",
+        *["completions-batch"] * 3,
+        *["chat-batch"] * 3,
+        *["completions-twin"] * 3,
     ]
     assert {a["lead"] for a in document["answers"] if "chat" in a["api"]} == {2.5}
     assert {a["lead"] for a in document["answers"] if "compl" in a["api"]} == {4.0}
@@ -190,7 +192,7 @@ def test_a_right_server(ask_server: ModuleType) -> None:
     assert first["id"] == "one"
     assert first["got"] == first["expected"] == "It is one."
     assert first["token_ids"] == [5, 6, 0, 1]
-    assert server.most == 3, "the batch was asked at once, the rest one or two at a time"
+    assert server.most == 9, "the batch was asked at once"
 
 
 def wrong_text(choice: dict[str, Any]) -> None:
@@ -221,7 +223,7 @@ def test_a_wrong_server_is_asked_all_the_same(
     with standing_in(reply) as server:
         status, document = ask(ask_server, server)
     assert status == 0
-    assert (document["exact"], document["total"], document["error"]) == (4, 9, None)
+    assert (document["exact"], document["total"], document["error"]) == (4, 11, None)
     assert all(a["exact"] == ("chat" in a["api"]) for a in document["answers"])
 
 
@@ -234,7 +236,7 @@ def test_a_server_without_token_ids_or_logprobs(ask_server: ModuleType) -> None:
 
     with standing_in(reply) as server:
         status, document = ask(ask_server, server)
-    assert (status, document["exact"]) == (0, 9)
+    assert (status, document["exact"]) == (0, 11)
     assert {(a["token_ids"], a["lead"]) for a in document["answers"]} == {(None, None)}
 
 
@@ -263,15 +265,15 @@ def drip_body(handler: Handler) -> None:
 def test_a_hanging_server_is_cut_off(ask_server: ModuleType, reply: Reply) -> None:
     with standing_in(reply) as server:
         start = time.monotonic()
-        status, document = ask(ask_server, server, timeout=0.2, total=0.5)
+        status, document = ask(ask_server, server, timeout=0.2, total=0.3)
         took = time.monotonic() - start
     assert status == 4
     assert took < 2.5
-    assert len(document["answers"]) == document["total"] == 9
+    assert len(document["answers"]) == document["total"] == 11
     assert document["exact"] == 0
     assert document["answers"][0]["error"].startswith("TooSlowError: no ")
     assert document["answers"][-1]["error"] == "not asked: no time"
-    assert document["error"].startswith("9 questions got no answer; the first: TooSlowError")
+    assert document["error"].startswith("11 questions got no answer; the first: TooSlowError")
 
 
 def raw(data: bytes) -> Reply:
@@ -333,7 +335,7 @@ def test_an_oversized_response_is_not_read_to_its_end(ask_server: ModuleType) ->
         status, document = ask(ask_server, server, total=5)
     assert status == 4
     assert "more than 1048576 bytes" in document["answers"][0]["error"]
-    assert written[0] < 9 * (32 << 20)
+    assert written[0] < 11 * (32 << 20)
 
 
 def test_a_server_that_dies_is_asked_no_further(ask_server: ModuleType) -> None:
@@ -350,7 +352,7 @@ def test_a_server_that_dies_is_asked_no_further(ask_server: ModuleType) -> None:
     assert status == 3
     assert server.requests == 2
     assert document["exact"] == 1
-    assert len(document["answers"]) == document["total"] == 9
+    assert len(document["answers"]) == document["total"] == 11
     assert document["answers"][1]["error"].startswith("GoneError: the connection failed")
     assert document["answers"][2]["error"] == "not asked: the server died"
 
@@ -371,7 +373,7 @@ def test_a_server_that_is_never_ready(ask_server: ModuleType) -> None:
         status, document = ask(ask_server, server, ready=0.4)
     assert status == 3
     assert document["answers"] == []
-    assert document["total"] == 9
+    assert document["total"] == 11
     assert document["ready_seconds"] is None
     assert "not ready within 0.4 s" in document["error"]
 
@@ -426,17 +428,21 @@ def test_an_unreadable_answers_file_is_a_usage_error(
 
 
 @pytest.mark.parametrize(
-    ("logprobs", "lead"),
+    ("logprobs", "tops"),
     [
         (None, None),
         ({}, None),
         ({"top_logprobs": None}, None),
-        ({"top_logprobs": []}, None),
-        ({"top_logprobs": [{"a": -1}]}, None),
-        ({"top_logprobs": [{"a": -1, "b": -3, "c": -2.5}]}, 1.5),
-        ({"content": [{"top_logprobs": [{"logprob": -1}, {"logprob": "x"}]}]}, None),
-        ({"content": [{"top_logprobs": [{"logprob": -2}, {"logprob": -1}]}]}, 1.0),
+        ({"top_logprobs": []}, []),
+        ({"top_logprobs": [{"a": -1}]}, [[("a", -1.0)]]),
+        ({"top_logprobs": [{"a": -1, "b": -3, "c": -2.5}]}, [[("a", -1.0), ("c", -2.5)]]),
+        ({"content": [{"top_logprobs": [{"token": "a", "logprob": "x"}]}]}, None),
+        ({"content": [{"top_logprobs": [{"logprob": -1}]}]}, None),
+        (
+            {"content": [{"top_logprobs": [{"token": "a", "logprob": -2}, {"token": "b", "logprob": -1}]}]},
+            [[("b", -1.0), ("a", -2.0)]],
+        ),
     ],
 )
-def test_smallest_lead(ask_server: ModuleType, logprobs: object, lead: float | None) -> None:
-    assert ask_server.smallest_lead(logprobs) == lead
+def test_the_best_two(ask_server: ModuleType, logprobs: object, tops: object) -> None:
+    assert ask_server.best_two(logprobs) == tops
