@@ -139,6 +139,64 @@ class DeepseekV4ForCausalLM:
         return self.model.forward(x)
 '''
 
+# The wrappers of the operators that the CPU model of DeepSeek V4 calls; all but one have one.
+CUSTOM_OPS = """
+def hc_pre_fused_cpu(x, hc_fn, hc_scale, hc_base, hc_mult, sinkhorn_iters, rms_eps, hc_eps): ...
+def hc_post_fused_cpu(x, residual, post, comb): ...
+def hc_head_fused_cpu(x, hc_fn, hc_scale, hc_base, hc_eps, norm_eps): ...
+def bmm_cpu(out, mat1, mat2, is_vnni, scale=None): ...
+def hash_topk_cpu(
+    gating_output, tid2eid, topk, scoring_func, num_fused_shared_experts, num_experts, routed_scaling_factor
+): ...
+def biased_topk_cpu(
+    hidden_states, gating_output, correction_bias, topk, renormalize, scoring_func, num_fused_shared_experts,
+    routed_scaling_factor, apply_routed_scaling_factor_on_output,
+): ...
+def fused_qnorm_rope_kv_insert_cpu(
+    q, kv, positions, swa_kv_cache_2d, slot_mapping, cos_sin_cache, q_head_padded, eps, cache_block_size
+): ...
+def flash_mla_with_kvcache_cpu(
+    out, q, window_cache_2d, window_slots, window_block_size, compressed_cache_2d, compressed_slots,
+    compressed_block_size, attn_sink, scale,
+): ...
+def inverse_gptj_rope_o_proj_cpu(o, positions, cos_sin_cache, rope_dim): ...
+def save_partial_states_cpu(kv, score, ape, positions, state_cache, slot_mapping): ...
+def compress_norm_rope_store_cpu(
+    state_cache, gather_slots, positions, kv_slot_mapping, rms_norm_weight, rms_norm_eps, cos_sin_cache, kv_cache_2d,
+    kv_cache_block_size, compress_ratio,
+): ...
+def compress_norm_rope_store_indexer_cpu(
+    state_cache, gather_slots, positions, kv_slot_mapping, rms_norm_weight, rms_norm_eps, cos_sin_cache, kv_cache_2d,
+    kv_cache_block_size, compress_ratio,
+): ...
+def fused_indexer_q_rope_quant_cpu(
+    positions, index_q, index_q_cos_sin_cache, index_q_fp8, index_weights, index_weights_softmax_scale,
+    index_weights_head_scale, index_weights_out,
+): ...
+def fp8_paged_mqa_logits_cpu(q_fp8, kvcache_fp8, weight, seq_lens, page_table, block_size, max_seq_len): ...
+def topk_transform_512_cpu(scores, seq_lens, page_tables, out_page_indices, page_size, out_raw_indices=None): ...
+"""
+
+# torch.library, as far as the operators' registration goes: what is defined appears in torch.ops._C.
+TORCH_LIBRARY = """
+from types import SimpleNamespace
+namespace = SimpleNamespace()
+libraries = []
+class Library:
+    def __init__(self, name, kind):
+        self.name, self.kind, self.schemas, self.kernels, self.fakes = name, kind, [], {}, {}
+        libraries.append(self)
+    def define(self, schema):
+        self.schemas.append(schema)
+    def impl(self, name, kernel, key):
+        assert any(schema.startswith(name + '(') for schema in self.schemas)
+        assert not hasattr(namespace, name)
+        self.kernels[name] = (kernel, key)
+        setattr(namespace, name, kernel)
+def register_fake(name, fake, lib):
+    lib.fakes[name] = fake
+"""
+
 FILES = {
     "vllm/__init__.py": '__version__ = "0.32.0"\n',
     "vllm/envs.py": "environment_variables = {}\n",
@@ -160,7 +218,17 @@ FILES = {
     "vllm/models/deepseek_v4/cpu/__init__.py": "",
     "vllm/models/deepseek_v4/cpu/cpu_mla.py": CPU_MLA,
     "vllm/models/deepseek_v4/cpu/model.py": MODEL,
-    "torch/__init__.py": "from torch import compiler\ndef device(name): return ('device', name)\n",
+    "vllm/_custom_ops.py": CUSTOM_OPS,
+    "torch/__init__.py": (
+        "from types import SimpleNamespace\n"
+        "from torch import compiler, library\n"
+        "def device(name): return ('device', name)\n"
+        "ops = SimpleNamespace(_C=library.namespace)\n"
+        "cpu = SimpleNamespace(_is_avx512_bf16_supported=lambda: False)\n"
+    ),
+    "torch/library.py": TORCH_LIBRARY,
+    "torch/nn/__init__.py": "",
+    "torch/nn/functional.py": "linear = softplus = None\n",
     "torch/compiler.py": "compiling = False\ndef is_compiling(): return compiling\n",
     "triton/__init__.py": "",
     "triton/knobs.py": ("from types import SimpleNamespace\nruntime = SimpleNamespace(interpret=True)\n"),
