@@ -202,6 +202,12 @@ def of_vllm(module: str, pre_name: str, post_name: str) -> Backend:
     return Backend(pre, post)
 
 
+def of_vllm_cpu() -> Backend:
+    """vLLM's operators for processors. Its plugins come first, as in every process of vLLM's: they stand in where none are compiled."""
+    importlib.import_module("vllm.plugins").load_general_plugins()
+    return of_vllm("cpu", "mhc_pre_cpu", "mhc_post_cpu")
+
+
 def of_aiter() -> Backend:
     """AITER's own operators, without vLLM between: ``post`` writes in place."""
     kernels = importlib.import_module("aiter.ops.mhc")
@@ -222,7 +228,7 @@ def of_aiter() -> Backend:
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "formula": plain,
     "torch": lambda: of_vllm("torch", "mhc_pre_torch", "mhc_post_torch"),
-    "cpu": lambda: of_vllm("cpu", "mhc_pre_cpu", "mhc_post_cpu"),
+    "cpu": of_vllm_cpu,
     "tilelang": lambda: of_vllm("tilelang", "mhc_pre_tilelang", "mhc_post_tilelang"),
     "aiter": of_aiter,
     "race": lambda: racing(0.5),
