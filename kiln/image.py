@@ -11,7 +11,7 @@ from kiln.pins import Pins
 from kiln.tomlread import Problems, read_table
 from kiln.workspace import Workspace
 
-NEEDS = ("gpu", "avx512_bf16")
+NEEDS = ("gpu",)
 # Those of scripts/check_mhc.py that are an image's own operators, and not the check's.
 BACKENDS = ("aiter", "cpu", "tilelang", "torch")
 

