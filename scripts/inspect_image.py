@@ -26,11 +26,13 @@ from inspection.files import files
 from inspection.image import Image, NothingToSeeError
 from inspection.libraries import libraries
 from inspection.mhc_module import mhc_module
+from inspection.packages import packages
 from inspection.provenance import app
 from inspection.requirements import requirements
 from inspection.switch import switch
 
 SECTIONS: Final[dict[str, Callable[[Image], dict[str, Any]]]] = {
+    "packages": packages,
     "distributions": distributions,
     "requirements": requirements,
     "libraries": libraries,

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from kiln.containers import container, wait
 from kiln.engine import image_digest, image_document
 from kiln.verify.checks import Check, Outcome, Subject, differing, errored, failed, passed
 from kiln.verify.contents import Inspection, content_checks
-
-LIST_SECONDS = 120
+from kiln.verify.inspect import Document, section
 
 
 def static_checks(subject: Subject) -> list[Check]:
     """All static checks of an image."""
-    contents = _Contents(subject)
+    seen = Inspection(subject)
     return [
         Check("image.digest", "static", "the engine holds the very image that was built", lambda: digest(subject)),
         Check(
@@ -31,9 +28,9 @@ def static_checks(subject: Subject) -> list[Check]:
             "packages.debian",
             "static",
             "the Debian packages in the image are the locked ones, no more and no less",
-            lambda: debian(subject, contents),
+            lambda: debian(subject, seen.get()),
         ),
-        *content_checks(subject, Inspection(subject)),
+        *content_checks(subject, seen),
     ]
 
 
@@ -105,37 +102,12 @@ def labels(subject: Subject) -> Outcome:
     )
 
 
-class _Contents:
-    """The Debian packages of the image, asked once."""
-
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self._found: dict[str, Any] | None = None
-
-    def get(self) -> dict[str, Any]:
-        """The document of scripts/list_contents.py. Raises LookupError with what the container said where there is none."""
-        if self._found is None:
-            subject = self._subject
-            scripts = subject.workspace.root / "scripts"
-            with container(
-                subject.client,
-                subject.built.reference,
-                entrypoint=["python3"],
-                command=["/kiln/scripts/list_contents.py"],
-                mounts={scripts: "/kiln/scripts"},
-                memory=1 << 30,
-                read_only=True,
-            ) as started:
-                ended = wait(started, LIST_SECONDS)
-            if ended.code != 0:
-                raise LookupError(f"listing the contents ended with {ended.code}: {ended.stderr.strip()[-600:]}")
-            self._found = json.loads(ended.stdout)
-        return self._found
-
-
-def debian(subject: Subject, contents: _Contents) -> Outcome:
+def debian(subject: Subject, doc: Document) -> Outcome:
     """The Debian packages inside against the lock's."""
-    seen = dict(contents.get()["debs"])
+    found = section(doc, "packages")
+    if isinstance(found, Outcome):
+        return found
+    seen = dict(found["packages"])
     if not seen:
         return errored("the image lists no packages at all")
     expected = {deb.name: deb.version for deb in subject.lock.debs}

@@ -488,6 +488,38 @@ def test_the_images_own_words_are_read(tmp_path: Path) -> None:
     assert seen(tmp_path, "app")["trouble"]
 
 
+# --- packages ---
+
+STATUS = """Package: one
+Status: install ok installed
+Version: 1:2.0-3
+Description: first
+ Package: not this
+ .
+ Version: nor that
+
+Package: half
+Status: install ok half-configured
+Version: 1
+
+Package: gone
+Status: deinstall ok config-files
+Version: 1
+
+Package: another
+Status: hold ok installed
+Version: 4
+"""
+
+
+def test_packages_that_are_installed_are_listed_and_no_others(tmp_path: Path) -> None:
+    assert seen(tmp_path, "packages")["packages"] == []
+    put(tmp_path, "var/lib/dpkg/status", STATUS)
+    assert seen(tmp_path, "packages")["packages"] == [["another", "4"], ["one", "1:2.0-3"]]
+    put(tmp_path, "var/lib/dpkg/status", STATUS.replace("Version: 4\n", ""))
+    assert seen(tmp_path, "packages") == {"looked": False, "why": "KeyError: 'Version'"}
+
+
 # --- files ---
 
 KEY = "-----BEGIN {}PRIVATE KEY-----{}" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwgg" + "SjAgEAAoIB\n"
