@@ -159,8 +159,8 @@ def unit_key(stage: str, contexts: tuple[Context, ...], builds_on: list[str], pi
     )
 
 
-def image_key(dockerfile: str, image: Image, units: tuple[Unit, ...], pins: Pins) -> str:
-    """The build key of an image: its whole Dockerfile (settings and labels are in it) and its components' keys, in order."""
+def image_key(dockerfile: str, image: Image, units: tuple[Unit, ...], pins: Pins, about: Context) -> str:
+    """The build key of an image: its whole Dockerfile (settings and labels are in it), its components' keys, in order, and what it says of itself."""
     return digest_of(
         {
             "dockerfile": dockerfile,
@@ -168,6 +168,7 @@ def image_key(dockerfile: str, image: Image, units: tuple[Unit, ...], pins: Pins
             "platform": pins.platform,
             "builder": builder(pins),
             "image": image.name,
+            "about": about.digest,
         }
     )
 

@@ -30,6 +30,10 @@ from kiln.plan import (
     unit_key,
     wheels_context,
 )
+from kiln.provenance import FILE as PROVENANCE
+from kiln.provenance import provenance, provenance_context
+from kiln.sbom import FILE as SBOM
+from kiln.sbom import sbom
 from kiln.store import write_whole
 from kiln.wheels import requirements_text
 from kiln.workspace import Workspace
@@ -54,6 +58,11 @@ class Rendered:
     def dockerfile(self) -> str:
         """The text of the Dockerfile."""
         return dict(self.files)["Dockerfile"]
+
+    @property
+    def sbom(self) -> str:
+        """The text of the SBOM."""
+        return dict(self.files)[SBOM]
 
 
 class _Watched(Mapping[str, Any]):
@@ -129,7 +138,6 @@ def _render_image(
     inputs = {name: component_contexts(workspace, pins, lock, name) for name in image.components}
     versions = {name: component_version(pins, lock, name, found[0].digest) for name, found in inputs.items()}
     labels = _labels(pins, lock, image, versions)
-    contexts = (rootfs, tools, *(context for found in inputs.values() for context in found))
     variables = Variables(
         {
             "stack": {"name": pins.stack, "epoch": pins.epoch},
@@ -154,6 +162,12 @@ def _render_image(
         component = {"name": name, "about": pinned.about, "wheels": found[0].wheels, "sources": pinned.sources}
         stage = fill(environment, f"components/cpu/{pinned.recipe}.j2", variables.with_extra(component=component))
         units.append(Unit(name, pinned.about, stage, found, unit_key(stage, found, builds_on, pins), versions[name]))
+    said = {
+        PROVENANCE: provenance(workspace, pins, lock, image, units),
+        SBOM: sbom(workspace, pins, lock, image, image.components, image.components, labels),
+    }
+    about = provenance_context(workspace, said, "what the lock says is in the image")
+    contexts = (rootfs, about, tools, *(context for found in inputs.values() for context in found))
     dockerfile = fill(
         environment,
         image.template,
@@ -162,14 +176,19 @@ def _render_image(
         ),
     )
     variables.require_all_used(image)
-    files = {"Dockerfile": dockerfile, "docker-bake.json": _bake(pins, image, contexts), **requirements(contexts)}
+    files = {
+        "Dockerfile": dockerfile,
+        "docker-bake.json": _bake(pins, image, contexts),
+        **requirements(contexts),
+        **said,
+    }
     return Rendered(
         image,
         tuple(sorted(files.items())),
         tuple(units),
         contexts,
         labels,
-        image_key(dockerfile, image, tuple(units), pins),
+        image_key(dockerfile, image, tuple(units), pins, about),
     )
 
 

@@ -26,11 +26,15 @@ from kiln.plan import (
     unit_key,
     wheels_context,
 )
+from kiln.provenance import FILE as PROVENANCE
+from kiln.provenance import provenance, provenance_context
 from kiln.render import LABEL, Rendered, Variables, bake_target, fill, requirements
+from kiln.sbom import FILE as SBOM
+from kiln.sbom import sbom
 from kiln.workspace import Workspace
 
 RECIPES = "components/rocm"
-CHECKS = ("scripts/check_wheel.py", "scripts/elf.py", "scripts/write_versions.py")
+CHECKS = ("scripts/check_wheel.py", "scripts/elf.py")
 # Components that the toolchain itself is made of, in every recipe's stage already.
 IN_TOOLCHAIN = ("cpython",)
 
@@ -98,13 +102,12 @@ class _Image:
         inputs = {name: component_contexts(self.workspace, pins, lock, name) for name in self.names}
         units = self._units(inputs)
         own = [unit for unit in units if unit.name in image.components]
-        provenance = self._provenance(own)
-        main = Context(
-            "provenance",
-            "the main context: what the lock says is in the image",
-            digest_of(provenance),
-            files=(("provenance.json", provenance),),
-        )
+        labels = self._labels(own)
+        said = {
+            PROVENANCE: provenance(self.workspace, pins, lock, image, own),
+            SBOM: self._sbom(units, labels),
+        }
+        main = provenance_context(self.workspace, said, "the main context: what the lock says is in the image")
         contexts = (main, *self._shared_contexts(), *(context for found in inputs.values() for context in found))
         stages = [unit.stage for unit in units if unit.name not in IN_TOOLCHAIN]
         if not image.parent:
@@ -116,9 +119,12 @@ class _Image:
             self.variables.with_extra(archs=self.archs, contexts=contexts, stages=stages, components=own),
         )
         self.variables.require_all_used(image)
-        labels = self._labels(own)
-        files = {"Dockerfile": dockerfile, "docker-bake.json": self._bake(contexts, labels), **requirements(contexts)}
-        files["provenance.json"] = provenance
+        files = {
+            "Dockerfile": dockerfile,
+            "docker-bake.json": self._bake(contexts, labels),
+            **requirements(contexts),
+            **said,
+        }
         parents = tuple(parent.name for parent in self.parents)
         key = digest_of(
             {
@@ -187,31 +193,11 @@ class _Image:
         variables = self.variables.with_extra(archs=self.archs, **extra)
         return fill(self.environment, f"{RECIPES}/{template}", variables)
 
-    def _provenance(self, units: Sequence[Unit]) -> str:
-        """What goes into the image, as JSON: written into it beside versions.txt, and the source of its labels."""
-        components: dict[str, Any] = {}
-        for unit in units:
-            pinned, git = self.pins.by_name[unit.name], self.lock.git_of.get(unit.name)
-            entry: dict[str, Any] = {"version": unit.version, "key": unit.key}
-            if pinned.git:
-                entry |= {"url": pinned.git, "ref": pinned.ref, "commit": git.commit if git else "unresolved"}
-            if git:
-                entry |= {"tree": git.tree, "picks": list(git.picks)}
-                entry["submodules"] = {submodule.path: submodule.commit for submodule in git.submodules}
-            components[unit.name] = entry
-        data = {
-            "schema": 1,
-            "stack": self.pins.stack,
-            "image": self.image.name,
-            "base": {"reference": self.base.reference, "rocm": self.base.rocm},
-            "archs": list(self.pins.archs),
-            "lock_sha256": self.lock.sha256,
-            "overrides": dict(self.pins.overrides),
-            "allowed_advisories": list(self.pins.allowed),
-            "rehearsal": self.workspace.rehearsal,
-            "components": components,
-        }
-        return json.dumps(data, indent=2, sort_keys=True) + "\n"
+    def _sbom(self, units: Sequence[Unit], labels: tuple[tuple[str, str], ...]) -> str:
+        """The SBOM of the image and of those it stands on."""
+        every = (*self.above, *(unit.name for unit in units))
+        held = [name for one in (*self.parents, self.image) for name in one.components]
+        return sbom(self.workspace, self.pins, self.lock, self.image, every, held, labels)
 
     def _labels(self, units: Sequence[Unit]) -> tuple[tuple[str, str], ...]:
         """What the image says of itself: pins and commits, so that nobody has to start it to know."""

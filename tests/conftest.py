@@ -68,7 +68,8 @@ def toy(tmp_path: Path) -> Workspace:
     root = tmp_path / "toy"
     for name in ("pins", "images", "plugins"):
         shutil.copytree(TOY / name, root / name, ignore=_CACHES)
-    shutil.copytree(PROJECT / "templates", root / "templates", ignore=_CACHES)
+    for name in ("templates", "scripts"):
+        shutil.copytree(PROJECT / name, root / name, ignore=_CACHES)
     return Workspace(root, tmp_path / "state")
 
 

@@ -51,6 +51,38 @@ def render(context: Context, stack: str, sets: tuple[str, ...], out: Path | None
 @click.command()
 @STACK
 @SET
+@click.option(
+    "--image", "image_name", metavar="NAME", help="Of this image instead of the one that stands on all others."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of standard output."
+)
+@click.pass_obj
+def sbom(context: Context, stack: str, sets: tuple[str, ...], image_name: str | None, out: Path | None) -> None:
+    """Print the SBOM of an image of STACK (CycloneDX 1.6, JSON): what the pins and the lock say is in it. The built image holds the same bytes.
+
+    \b
+    Example: kiln sbom cpu --out sbom.cdx.json
+             kiln sbom dsv4-mhc --image rocm-base
+    """
+    from kiln.store import write_whole
+
+    _, _, images, _ = context.session.ready(stack, Choice(sets), refuse=False)
+    by_name = {rendered.image.name: rendered for rendered in images}
+    if image_name and image_name not in by_name:
+        raise UsageError(f"the stack {stack!r} has no image {image_name!r}", fix=f"one of: {', '.join(by_name)}")
+    text = by_name[image_name].sbom if image_name else images[-1].sbom
+    if out:
+        write_whole(out, text)
+        context.result(str(out), {"file": str(out)})
+    else:
+        # It is JSON already, and UTF-8 wherever it goes.
+        click.echo(text.encode(), nl=False)
+
+
+@click.command()
+@STACK
+@SET
 @click.pass_obj
 def plan(context: Context, stack: str, sets: tuple[str, ...]) -> None:
     """Show the components of STACK's images, their versions and build keys, and what advisories say. Builds nothing.
@@ -166,4 +198,4 @@ def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[s
     show_reports(apart, reports)
 
 
-COMMANDS = (render, plan, build, image, rehearse)
+COMMANDS = (render, sbom, plan, build, image, rehearse)

@@ -33,7 +33,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: the image in its engine, and what it is meant to be. ``components`` are those of the images below it too."""
+    """What is looked at: the image in its engine, and what it is meant to be. ``components`` are those of the images below it too, ``sbom`` the
+    one that was rendered."""
 
     workspace: Workspace
     pins: Pins
@@ -46,6 +47,7 @@ class Subject:
     client: Client
     components: tuple[str, ...] = ()
     gpus: Devices | None = None
+    sbom: str = ""
 
 
 @dataclass(frozen=True)

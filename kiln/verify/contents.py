@@ -90,15 +90,12 @@ def content_checks(subject: Subject, seen: Inspection) -> list[Check]:
             "no secret, authority, proxy, cache, setuid or world-writable file that nobody asked for",
             inspect.files,
         ),
+        check(
+            "image.provenance",
+            "the versions and commits that the image says it was built from are the lock's and its labels'",
+            lambda found: inspect.provenance(found, lock, dict(subject.labels)),
+        ),
     ]
-    if lock.gits:
-        checks.append(
-            check(
-                "image.provenance",
-                "the commits that the image says it was built from are the lock's and its labels'",
-                lambda found: inspect.provenance(found, lock, dict(subject.labels)),
-            )
-        )
     if "aiter" in has:
         checks.append(
             check(

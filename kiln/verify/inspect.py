@@ -263,8 +263,6 @@ def provenance(doc: Document, lock: Lock, labels: Mapping[str, str]) -> Outcome:
         return failed(f"/app/provenance.json or /app/versions.txt cannot be read: {found['trouble']}")
     said = found["provenance"]
     if said is None:
-        if not lock.gits:
-            return skipped("the image has no /app/provenance.json: nothing in its stack is built from a repository")
         return failed("/app/provenance.json is missing: the recipe's last step (scripts/write_versions.py) did not run")
     wrong: list[str] = []
     if said.get("lock_sha256") != lock.sha256:
@@ -284,7 +282,12 @@ def provenance(doc: Document, lock: Lock, labels: Mapping[str, str]) -> Outcome:
             "The image was not built from this lock: build it again (kiln build), or verify it with the lock it names."
         )
         return failed(listed(wrong, fix), commits=commits)
-    return passed(f"{len(commits)} commits are those of the lock {lock.sha256[:16]}…", commits=commits)
+    said_of = {name: entry.get("version") for name, entry in sorted(components.items())}
+    return passed(
+        f"{len(said_of)} components, {len(commits)} commits are those of the lock {lock.sha256[:16]}…",
+        commits=commits,
+        versions=said_of,
+    )
 
 
 def _component(name: str, entry: Mapping[str, Any], lock: Lock) -> list[str]:
@@ -303,10 +306,14 @@ def _component(name: str, entry: Mapping[str, Any], lock: Lock) -> list[str]:
 
 
 def _labelled(components: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
-    pattern = re.compile(rf"{re.escape(LABEL)}\.component\.(.+)\.commit")
-    marked = {match[1]: value for key, value in labels.items() if (match := pattern.fullmatch(key))}
-    seen = {name: entry["commit"] for name, entry in components.items() if entry.get("commit")}
-    return [f"the label of {line}" for line in differing(seen, marked)]
+    """The labels name the same components, in the same versions and (where they are built from a repository) at the same commits."""
+    wrong = []
+    for key, pattern in (("version", r"([^.]+)"), ("commit", r"([^.]+)\.commit")):
+        found = ((re.fullmatch(rf"{re.escape(LABEL)}\.component\.{pattern}", one), labels[one]) for one in labels)
+        marked = {match[1]: value for match, value in found if match}
+        seen = {name: entry[key] for name, entry in components.items() if entry.get(key)}
+        wrong += [f"the label of {line}" for line in differing(seen, marked)]
+    return wrong
 
 
 def _versions(components: Mapping[str, Any], versions: Mapping[str, str] | None) -> list[str]:

@@ -17,7 +17,7 @@ def required_checks(rendered: Rendered) -> list[str]:
         "packages.wheels",
         "packages.requirements",
     ]
-    ids += ["libraries.resolve", "files.clean"]
+    ids += ["libraries.resolve", "files.clean", "image.provenance", "image.sbom"]
     if rendered.image.needs != "gpu" and rendered.image.backends:
         ids += [*(f"ops.{backend}" for backend in rendered.image.backends), "ops.race"]
     ids += [f"serve.{setting.name}.{what}" for setting in settings for what in ("answers", "path")]

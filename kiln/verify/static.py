@@ -8,6 +8,7 @@ from kiln.engine import image_digest, image_document
 from kiln.verify.checks import Check, Outcome, Subject, differing, errored, failed, passed
 from kiln.verify.contents import Inspection, content_checks
 from kiln.verify.inspect import Document, section
+from kiln.verify.sbom import materials
 
 
 def static_checks(subject: Subject) -> list[Check]:
@@ -29,6 +30,12 @@ def static_checks(subject: Subject) -> list[Check]:
             "static",
             "the Debian packages in the image are the locked ones, no more and no less",
             lambda: debian(subject, seen.get()),
+        ),
+        Check(
+            "image.sbom",
+            "static",
+            "the SBOM in the image is the rendered one, and lists what is there: distributions, packages, commits",
+            lambda: materials(seen.get(), subject.sbom, _labels(subject), on_a_base=bool(subject.pins.base)),
         ),
         *content_checks(subject, seen),
     ]
@@ -86,9 +93,13 @@ def config(subject: Subject) -> Outcome:
     )
 
 
+def _labels(subject: Subject) -> dict[str, str]:
+    return (_config(subject).get("Config") or {}).get("Labels") or {}
+
+
 def labels(subject: Subject) -> Outcome:
     """The image's labels against what the lock and the pins render to."""
-    seen = (_config(subject).get("Config") or {}).get("Labels") or {}
+    seen = _labels(subject)
     if subject.pins.base:
         # Labels of the base image stay; none of them is ours to judge.
         seen = {

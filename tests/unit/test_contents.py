@@ -18,7 +18,7 @@ from kiln.verify.checks import Outcome, Result, Subject, failed, passed, run_che
 from kiln.verify.contents import Inspection, content_checks
 from kiln.verify.report import good_report, make_report, write_report
 
-COMMON = ["packages.wheels", "packages.requirements", "libraries.resolve", "files.clean"]
+COMMON = ["packages.wheels", "packages.requirements", "libraries.resolve", "files.clean", "image.provenance"]
 
 
 def ids_of(subject: Subject) -> list[str]:

@@ -18,7 +18,12 @@ from kiln.verify.checks import Outcome
 COMMIT, OTHER, TREE = "a" * 40, "b" * 40, "c" * 40
 AITER = Git("aiter", "https://x/aiter", "v0.1.14", COMMIT, TREE, (Submodule("3rdparty/ck", "https://x/ck", OTHER),))
 LOCK = Lock("dsv4-mhc", "p", (), (), gits=(AITER,))
-LABELS = {"io.kiln.component.aiter.commit": COMMIT, "io.kiln.stack": "dsv4-mhc"}
+LABELS = {
+    "io.kiln.component.aiter.commit": COMMIT,
+    "io.kiln.component.aiter": "v0.1.14",
+    "io.kiln.component.needs": "2 wheels",
+    "io.kiln.stack": "dsv4-mhc",
+}
 MODULE = "/site/aiter/jit/module_mhc.so"
 
 
@@ -241,9 +246,18 @@ def test_the_labels_have_the_same_commits(doc: dict[str, Any]) -> None:
     assert (outcome.status, "is missing" in outcome.summary) == ("fail", True)
 
 
-def test_a_stack_without_sources_needs_no_provenance(doc: dict[str, Any]) -> None:
+def test_the_labels_have_the_same_versions(doc: dict[str, Any]) -> None:
+    doc["app"]["provenance"]["components"]["torch"] = {"version": "2.13.0"}
+    assert inspect.provenance(doc, LOCK, {**LABELS, "io.kiln.component.torch": "2.13.0"}).status == "pass"
+    outcome = inspect.provenance(doc, LOCK, {**LABELS, "io.kiln.component.torch": "2.14.0"})
+    assert (outcome.status, "the label of torch: expected '2.13.0'" in outcome.summary) == ("fail", True)
+    outcome = inspect.provenance(doc, LOCK, LABELS)
+    assert (outcome.status, "the label of torch: '2.13.0' is missing" in outcome.summary) == ("fail", True)
+
+
+def test_a_stack_without_sources_has_it_too(doc: dict[str, Any]) -> None:
     doc["app"] |= {"provenance": None, "versions": None}
-    assert inspect.provenance(doc, Lock("cpu", "p", (), ()), {}).status == "skip"
+    assert inspect.provenance(doc, Lock("cpu", "p", (), ()), {}).status == "fail"
 
 
 def test_the_plugin_switches_on_a_cpu(doc: dict[str, Any]) -> None:

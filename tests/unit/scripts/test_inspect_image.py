@@ -484,6 +484,14 @@ def test_the_images_own_words_are_read(tmp_path: Path) -> None:
     put(tmp_path, "app/provenance.json", '{"schema": 1}')
     assert seen(tmp_path, "app")["versions"] == {"AITER_BRANCH": "v0.1.14", "AITER_REPO": "https://x/y"}
     assert seen(tmp_path, "app")["provenance"] == {"schema": 1}
+    assert seen(tmp_path, "app")["sbom"] is None
+    put(tmp_path, "app/sbom.cdx.json", b'{"a":\r\n"\xc3\xa9"}')
+    assert seen(tmp_path, "app")["sbom"] == '{"a":\r\n"é"}'
+    put(tmp_path, "app/sbom.cdx.json", b" " * ((16 << 20) + 1))
+    assert "sbom.cdx.json has 16777217 bytes" in seen(tmp_path, "app")["trouble"]
+    put(tmp_path, "app/sbom.cdx.json", b"\xff")
+    assert seen(tmp_path, "app")["trouble"]
+    put(tmp_path, "app/sbom.cdx.json", b"{}")
     put(tmp_path, "app/provenance.json", "{")
     assert seen(tmp_path, "app")["trouble"]
 

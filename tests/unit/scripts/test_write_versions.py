@@ -23,11 +23,12 @@ def source(name: str) -> dict[str, str]:
 def write(folder: Path, data: dict[str, Any], *words: str) -> tuple[str, dict[str, Any]]:
     folder.mkdir(exist_ok=True)
     (folder / "provenance.json").write_text(json.dumps(data))
+    (folder / "sbom.cdx.json").write_bytes(b'{"a":\r\n1}')
     out = folder / "out"
     command = [
         sys.executable,
         str(SCRIPT),
-        f"--provenance={folder}/provenance.json",
+        f"--said={folder}",
         f"--wheels={folder}/wheels",
         f"--out={out}",
         *words,
@@ -68,3 +69,11 @@ def test_the_parents_entries_stay(tmp_path: Path) -> None:
     assert set(data["components"]) == {"aiter", "vllm"}
     assert "AITER_BRANCH: v1\n" in text
     assert "VLLM_BRANCH: v1\n" in text
+
+
+def test_a_wheel_from_an_index_has_its_version_alone_and_the_sbom_stays_as_it_is(tmp_path: Path) -> None:
+    data = provenance(torch={"version": "2.13.0+cpu", "key": "k"}, needs={"version": "108 wheels", "key": "k"})
+    del data["base"]
+    text, _ = write(tmp_path / "a", data)
+    assert text == "PYTORCH_VERSION: 2.13.0+cpu\n"
+    assert (tmp_path / "a" / "out" / "sbom.cdx.json").read_bytes() == b'{"a":\r\n1}'
