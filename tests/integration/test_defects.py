@@ -82,6 +82,7 @@ FAULTS = (
         "a setgid program", "files.clean", "mine", "cp /bin/true /usr/local/bin/mine; chmod 2755 /usr/local/bin/mine"
     ),
     Fault("a world-writable file", "files.clean", "/etc/open", "touch /etc/open; chmod 666 /etc/open"),
+    Fault("uv's lock", "files.clean", "/usr/local/.lock", "touch /usr/local/.lock; chmod 666 /usr/local/.lock"),
     Fault("a world-writable folder", "files.clean", "/opt/open", "mkdir /opt/open; chmod 777 /opt/open"),
     Fault("a netrc", "files.clean", ".netrc", "echo 'machine a login b password c' > ~/.netrc"),
     Fault(
@@ -111,6 +112,22 @@ FAULTS = (
         "packages.debian",
         "surplus",
         "printf '\\nPackage: surplus\\nStatus: install ok installed\\nVersion: 1\\nArchitecture: all\\nMaintainer: a\\nDescription: b\\n' >> /var/lib/dpkg/status",
+    ),
+    Fault("no SBOM", "image.sbom", "is missing", "rm /app/sbom.cdx.json"),
+    Fault("another SBOM", "image.sbom", "to the byte", "sed -i 's/idna/idnb/' /app/sbom.cdx.json"),
+    Fault(
+        "a distribution that the SBOM does not list",
+        "image.sbom",
+        "distribution sneaked",
+        f"mkdir {P}/sneaked-1.dist-info; printf 'Name: sneaked\\nVersion: 1\\n' > {P}/sneaked-1.dist-info/METADATA",
+    ),
+    Fault("a version of nothing", "image.sbom", "TORCH_VERSION", "echo 'TORCH_VERSION: 1' >> /app/versions.txt"),
+    Fault("no provenance", "image.provenance", "provenance.json is missing", "rm /app/provenance.json"),
+    Fault(
+        "other versions than the labels have",
+        "image.provenance",
+        "the label of small",
+        "sed -i 's/.version.: ./&9/' /app/provenance.json",
     ),
     Fault("another lock's label", "image.labels", "io.kiln.lock.sha256", change="LABEL io.kiln.lock.sha256=0"),
     Fault("a label too much", "image.labels", "not expected", change="LABEL maintainer=somebody"),
