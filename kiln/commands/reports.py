@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from kiln.commands.context import Context
-from kiln.errors import ReportInvalidError, UsageError
+from kiln.errors import UsageError
 
 FORMATS = ("terminal", "junit", "markdown", "annotations", "html")
 
@@ -32,6 +31,7 @@ def report(context: Context, files: tuple[Path, ...], form: str, out: Path | Non
     Example: kiln report .kiln/reports/sha256-….json --format html --out report.html
              kiln report .kiln/reports/sha256-….json --format markdown >> "$GITHUB_STEP_SUMMARY"
     """
+    from kiln.verify.render.shape import read_report
     from kiln.verify.report import judge
 
     if len(files) > 1 and form != "html":
@@ -80,21 +80,6 @@ def _terminal(document: dict[str, Any]) -> str:
     found = verdict(document)
     subject = f"{document['subject']['image']}@{document['subject']['manifest_digest']}"
     return f"{clean(subject)}\n\n{table(document)}\n\n{found.word}: {found.sentence}\n"
-
-
-def read_report(file: Path) -> dict[str, Any]:
-    """The report in a file. Raises ReportInvalidError where it is none, or no longer what Kiln wrote."""
-    from kiln.verify.render.shape import validate
-
-    try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportInvalidError(f"{file} cannot be read", why=str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise ReportInvalidError(f"{file} is no JSON document", why=str(error)) from error
-    if problems := validate(document):
-        raise ReportInvalidError(f"{file} is not a report as kiln writes it", why="\n".join(problems))
-    return document
 
 
 COMMANDS = (report,)

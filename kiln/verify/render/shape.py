@@ -5,18 +5,49 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from kiln.errors import ReportInvalidError
 from kiln.verify.render.common import SIGNS
 
-# The part of JSON Schema that the schema uses and this module knows; a test compares the two. The rest are words for people.
-KEYWORDS = frozenset({"type", "required", "properties", "additionalProperties", "items", "enum", "pattern", "const"})
-NOTES = frozenset({"$schema", "title", "description"})
 MOST = 50
+# Far beyond any report (one with all its logs has some hundred kilobytes), and little enough for any machine to look at.
+LARGEST, DEEPEST = 8 << 20, 100
+_SPELLED = reprlib.Repr()
+_SPELLED.maxstring = _SPELLED.maxlong = _SPELLED.maxother = 90
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """The report in a file. Raises ReportInvalidError where it is none, or no longer what Kiln wrote."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise ReportInvalidError(f"{file} cannot be read", why=str(error)) from error
+    if len(data) > LARGEST:
+        raise ReportInvalidError(f"{file} is too large for a report", why=f"It has more than {LARGEST >> 20} MiB.")
+    try:
+        document: dict[str, Any] = json.loads(data.decode(), object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:
+        raise ReportInvalidError(f"{file} is no JSON document", why=str(error)) from error
+    if problems := validate(document):
+        raise ReportInvalidError(f"{file} is not a report as kiln writes it", why="\n".join(problems))
+    return document
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Of two values under one key programs see one, and not all the same one: that is no report."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {_shown(twice)} is there more than once in one object")
+    return found
 
 
 @cache
@@ -32,7 +63,9 @@ def validate(document: object) -> list[str]:
 
     A report is written by Kiln alone, so one that disagrees with itself was edited by hand and is not to be believed.
     """
-    problems = list(_against(schema(), document, "report"))
+    if _too_deep(document):
+        return [f"report: something in it lies deeper than {DEEPEST} levels"]
+    problems = [line for error in _validator().iter_errors(document) for line in _lines(error)]
     if not problems and isinstance(document, Mapping):
         problems = list(_within(document))
     left = len(problems) - MOST
@@ -73,69 +106,65 @@ def _timing(timing: Mapping[str, Any], names: set[str]) -> Iterator[str]:
             yield f"report.timing.seconds.{name}: {seconds} is less than nothing"
 
 
-def _against(rule: Mapping[str, Any], value: object, where: str) -> Iterator[str]:
-    """The problems of a value against one schema."""
-    types = rule.get("type", [])
-    types = [types] if isinstance(types, str) else types
-    if types and not any(_is(name, value) for name in types):
-        yield f"{where}: {_shown(value)} is not {' or '.join(types)}"
-        return
-    if "const" in rule and not _same(value, rule["const"]):
-        yield f"{where}: {_shown(value)} is not {_shown(rule['const'])}"
-    if "enum" in rule and not any(_same(value, one) for one in rule["enum"]):
-        yield f"{where}: {_shown(value)} is none of {', '.join(map(str, rule['enum']))}"
-    if "pattern" in rule and isinstance(value, str) and not re.search(_anchored(rule["pattern"]), value):
-        yield f"{where}: {_shown(value)} does not match {rule['pattern']}"
-    if isinstance(value, Mapping):
-        yield from _object(rule, value, where)
-    elif isinstance(value, list) and "items" in rule:
-        for number, item in enumerate(value):
-            yield from _against(rule["items"], item, f"{where}[{number}]")
+@cache
+def _validator() -> Any:
+    """JSON Schema's rules, with what Python has and JSON has not: a number is finite, and ``$`` is not before a line break at the end.
+
+    The library takes longer to load than most commands to run, and only those that read a report need it.
+    """
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend
+
+    def pattern(_: Any, wanted: str, value: object, __: Any) -> Iterator[Any]:
+        if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", wanted), value):
+            yield ValidationError("does not match")
+
+    def number(_: Any, value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine("number", number)
+    return extend(Draft202012Validator, {"pattern": pattern}, type_checker=types)(schema())
 
 
-def _object(rule: Mapping[str, Any], value: Mapping[Any, Any], where: str) -> Iterator[str]:
-    for name in rule.get("required", []):
-        if name not in value:
-            yield f"{where}: {name} is missing"
-    known = rule.get("properties", {})
-    others = rule.get("additionalProperties", True)
-    for name, inner in value.items():
-        if not isinstance(name, str):
-            yield f"{where}: {_shown(name)} is no name"
-        elif name in known:
-            yield from _against(known[name], inner, f"{where}.{name}")
-        elif others is False:
-            yield f"{where}: nobody knows {_shown(name)}"
-        elif isinstance(others, Mapping):
-            yield from _against(others, inner, f"{where}.{name}")
+def _lines(error: Any) -> Iterator[str]:
+    """What is wrong at one place, as a person would say it; the library's own words hold the whole value, however long it is."""
+    where = "report" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    rule, value = error.validator_value, _shown(error.instance)
+    match error.validator:
+        case "type":
+            yield f"{where}: {value} is not {' or '.join([rule] if isinstance(rule, str) else rule)}"
+        case "const":
+            yield f"{where}: {value} is not {_shown(rule)}"
+        case "enum":
+            yield f"{where}: {value} is none of {', '.join(map(str, rule))}"
+        case "pattern":
+            yield f"{where}: {value} does not match {rule}"
+        case "required":
+            # One error a name, which the message alone has.
+            yield f"{where}: {error.message.removesuffix(' is a required property').strip(chr(39))} is missing"
+        case "additionalProperties":
+            for name in error.instance.keys() - error.schema["properties"].keys():
+                yield f"{where}: nobody knows {_shown(name)}"
+        case _:
+            yield f"{where}: {_shown(error.message)}"
 
 
-def _anchored(pattern: str) -> str:
-    """The pattern with Python's meaning of ``$`` made JSON Schema's: not before a line break at the end."""
-    return pattern[:-1] + r"\Z" if pattern.endswith("$") else pattern
-
-
-def _is(name: str, value: object) -> bool:
-    """Whether a value has a JSON type. A truth value is no number, and what JSON cannot say (NaN, infinities) is none either."""
-    if name in ("number", "integer"):
-        if isinstance(value, float):
-            return value.is_integer() if name == "integer" else math.isfinite(value)
-        return isinstance(value, int) and not isinstance(value, bool)
-    return {
-        "object": isinstance(value, Mapping),
-        "array": isinstance(value, list),
-        "string": isinstance(value, str),
-        "boolean": isinstance(value, bool),
-        "null": value is None,
-    }[name]
-
-
-def _same(one: object, other: object) -> bool:
-    """Equality as JSON has it: 1 and true are not the same, although Python says so."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
+def _too_deep(document: object) -> bool:
+    """Whether values lie in values further than any report of ours. Goes on without calling itself: that is what must not happen."""
+    way: list[Iterator[object]] = [iter((document,))]
+    while way:
+        if len(way) > DEEPEST:
+            return True
+        for value in way[-1]:
+            if isinstance(value, (dict, list)):
+                way.append(iter(value.values() if isinstance(value, dict) else value))
+                break
+        else:
+            way.pop()
+    return False
 
 
 def _shown(value: object) -> str:
-    """A value in a message: short, on one line."""
-    text = ascii(value)
+    """A value in a message: short, on one line. Only as much of it is spelled out as is shown."""
+    text = _SPELLED.repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 80 else text[:79] + "…"
