@@ -11,7 +11,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: help image base serving verify lock fetch render plan audit advisories rehearse engine-down tools dev test test-fast lint clean
+.PHONY: help image base serving verify lock fetch render plan audit advisories rehearse engine-down tools dev chromium test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -65,7 +65,10 @@ dev: ## the same with what tests and linters need (.kiln/venv-dev)
 test-fast: dev ## unit and golden tests: seconds, offline, no engine
 	@$(PYTEST) -q -n 2 tests/unit tests/golden
 
-test: dev lint ## all tests: with a real engine, the rehearsal, and `make image STACK=cpu` end to end
+chromium: ## what the tests of the report's page need: Debian's chromium
+	@ci/need-chromium
+
+test: dev lint chromium ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end
 	@$(PYTEST) --durations=5 tests
 
 lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is current

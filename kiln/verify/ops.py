@@ -10,6 +10,7 @@ from typing import Any
 
 from kiln.containers import container, wait
 from kiln.verify.checks import Check, Outcome, Subject, errored
+from kiln.verify.plots import error_plots
 
 # A processor computes the float64 reference too, so it gets fewer sizes: one real hidden size, both sides of the edges of a wave's 16 rows and a
 # tile's 64. A GPU gets every size that DeepSeek V4's configurations have, up to the longest prefill.
@@ -99,6 +100,7 @@ def judge_operators(document: dict[str, Any], code: int) -> Outcome:
                 "at": f"{where['backend']}, {where['kind']} rows, hidden {where['hidden']}, {where['tokens']} tokens, row {at['row'][name]}",
             }
     evidence = {"device": document["device"], "cases": len(cases), "runs": runs, "alarms": alarms, "worst": worst}
+    evidence |= error_plots(document)
     seconds = {"operators": round(sum(case["seconds"] for case in cases), 3)}
     if wrong or code == 1:
         shown = "\n".join(wrong[:8]) or "the script said so without a word"

@@ -231,12 +231,17 @@ def _line_sample(style: int) -> Html:
 
 def _numbers(plot: Plot) -> Html:
     """What is drawn, as a table: for those who do not see the drawing, or want to copy it."""
+    bounded = any(point.low is not None for one in plot.series for point in one.points)
+    names = ["series", plot.x.label, plot.y.label, *(["between"] if bounded else [])]
     rows = [
-        tag("tr", [tag("td", text) for text in (one.name, number(point.x), number(point.y), _bounds(point))])
+        tag(
+            "tr",
+            [tag("td", text) for text in (one.name, number(point.x), number(point.y), _bounds(point))[: len(names)]],
+        )
         for one in plot.series
         for point in one.points
     ]
-    head = tag("tr", [tag("th", text, scope="col") for text in ("series", plot.x.label, plot.y.label, "between")])
+    head = tag("tr", [tag("th", text, scope="col") for text in names])
     table = tag("table", tag("thead", head), tag("tbody", rows))
     return tag("details", tag("summary", "The numbers"), tag("div", table, class_="wide-content", tabindex="0"))
 

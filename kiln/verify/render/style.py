@@ -108,7 +108,7 @@ dl.facts dd{margin:0 0 .4rem}
 th[scope=row]{overflow-wrap:anywhere;min-width:6.5rem}
 td.long{min-width:9rem}
 .tiles{grid-template-columns:repeat(auto-fit,minmax(5.2rem,1fr))}
-.tiles b{font-size:1.15rem}
+.tiles b{font-size:1.15rem;white-space:normal}
 .plot svg.wide{display:none}
 .plot svg.narrow{display:block}
 }
