@@ -11,7 +11,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: help image base serving verify lock fetch render plan audit advisories rehearse engine-down tools dev chromium test test-fast lint clean
+.PHONY: help image base serving verify lock fetch render plan audit advisories rehearse corpus engine-down tools dev chromium test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ advisories: tools ## say which known-bad combinations STACK is
 rehearse: tools dev ## build the ROCm images from stand-ins for their upstreams: everything but the compilers and the GPU
 	@$(DEVPYTHON) tests/rehearsal/standins.py .kiln/standins
 	@$(KILN) rehearse $(STACK) --standins .kiln/standins $(SETS)
+
+corpus: dev ## seeded defects in images, wheels, logs, servers and operators, each caught by its check; WORDS=part of a name, JSON=1
+	@$(DEVPYTHON) -m tests.corpus $(if $(JSON),--json) $(WORDS)
 
 engine-down: tools ## stop the private container engine, if kiln started one
 	@$(KILN) engine down

@@ -81,7 +81,7 @@ def verify(
             engine,
             client,
             tuple(name for one in chain for name in one.image.components),
-            rendered.sbom,
+            sbom=rendered.sbom,
         )
         lacking = lacking_here(image.needs, pins.archs)
         if found and not lacking:

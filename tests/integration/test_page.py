@@ -77,7 +77,7 @@ CROWDED = """(() => {
 def with_operators(report: dict[str, Any]) -> dict[str, Any]:
     """The report with the checks of the operators as a real image has them: their evidence holds plots."""
     for name in ("torch-cpu", "race-cpu"):
-        found = judge_operators(json.loads((TESTS / "corpus" / "operators" / f"{name}.json").read_text()), 0)
+        found = judge_operators(json.loads((TESTS / "corpus" / "measured" / f"{name}.json").read_text()), 0)
         check = {
             "id": f"ops.{name}",
             "level": "ops",

@@ -13,7 +13,7 @@ from kiln.verify.ops import judge_operators
 from kiln.verify.plots import error_plots
 from kiln.verify.render.plot import read_plot
 
-OPERATORS = Path(__file__).parents[1] / "corpus" / "operators"
+OPERATORS = Path(__file__).parents[1] / "corpus" / "measured"
 QUANTITIES = ["post_mix", "comb_mix", "layer_input", "post"]
 
 

@@ -1,0 +1,256 @@
+"""Images: a layer on one that was built, with one thing in it that is wrong (or harmless), looked at by the static checks."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import tarfile
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from kiln.build import known_build
+from kiln.console import Console
+from kiln.containers import container, wait
+from kiln.engine import Engine, find_engine, image_digest, image_document
+from kiln.lockentries import Wheel
+from kiln.lockfile import Lock, read_lock
+from kiln.pins import read_pins
+from kiln.render import render
+from kiln.verify.checks import Check, Outcome, Subject, run_checks
+from kiln.verify.contents import MEMORY, SECONDS, content_checks
+from kiln.verify.run import source_wheels
+from kiln.verify.static import static_checks
+from kiln.workspace import Workspace
+from tests.corpus.cases import Case, CorpusError, fixture
+from tests.corpus.reorder import reordered
+
+REPOSITORY = Path(__file__).parents[2]
+# The stack of each base, whether it is the rehearsal's, and what makes it.
+BASES = {
+    "cpu-serving": ("cpu", False, "make image STACK=cpu"),
+    "rocm-base": ("dsv4-mhc", True, "make rehearse"),
+    "rocm-serving": ("dsv4-mhc", True, "make rehearse"),
+}
+# What a check reads of scripts/inspect_image.py's document: for a defect, only that is looked at. Any other check gets all of it.
+SECTIONS = {
+    "packages.wheels": ("distributions",),
+    "packages.requirements": ("requirements",),
+    "libraries.resolve": ("libraries",),
+    "files.clean": ("files",),
+    "image.provenance": ("app", "distributions"),
+    "libraries.mhc": ("mhc_module", "app"),
+    "vllm.switch": ("switch", "app"),
+    "vllm.calls": ("calls", "app"),
+}
+SHELL_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Base:
+    """An image that was built, and all that a check wants to know about it."""
+
+    subject: Subject
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """How it starts, in the engine's words."""
+        return dict((image_document(self.subject.engine, self.subject.built.reference) or {})["Config"])
+
+    def running(self, shell: str) -> list[str]:
+        """The words of ``docker create`` that have a shell run in it. An entry point can't be taken away again, so none is set where none is."""
+        words = ["create", "--network=none", "--user=0:0"]
+        if self.config.get("Entrypoint"):
+            return [*words, "--entrypoint=sh", self.subject.built.reference, "-ec", shell]
+        return [*words, self.subject.built.reference, "sh", "-ec", shell]
+
+    @property
+    def start(self) -> list[str]:
+        """What ``docker commit`` must be told so that what comes of that starts as this image does."""
+        entrypoint = self.config.get("Entrypoint")
+        # An entry point that is set makes the engine forget the command, so that comes second.
+        return [
+            f"USER {self.subject.image.user}",
+            *([f"ENTRYPOINT {json.dumps(entrypoint)}"] if entrypoint else []),
+            f"CMD {json.dumps(self.config.get('Cmd') or [])}",
+        ]
+
+
+class Images:
+    """The bases that are in the engine, and what comes of laying cases on them."""
+
+    def __init__(self, workspace: Workspace | None = None) -> None:
+        self._workspace = workspace or Workspace.find(REPOSITORY)
+        self._bases: dict[str, Base] = {}
+        self._lock = threading.Lock()
+        engine, _ = find_engine(self._workspace.state)
+        if engine is None:
+            raise CorpusError(
+                "no container engine is up: make image STACK=cpu starts one, and builds what this looks at"
+            )
+        self.engine: Engine = engine
+        self.client = docker.DockerClient(base_url=engine.host, timeout=120)
+
+    def base(self, name: str) -> Base:
+        """A base by its name. Raises CorpusError saying what makes it, where it is not in the engine."""
+        with self._lock:
+            if name not in self._bases:
+                self._bases[name] = Base(self._subject(name))
+            return self._bases[name]
+
+    def _subject(self, name: str) -> Subject:
+        """What ``kiln verify`` makes of a built image before it looks."""
+        if name not in BASES:
+            raise CorpusError(f"{name} is no base; known: {', '.join(BASES)}")
+        stack, rehearsal, how = BASES[name]
+        apart = self._workspace.state / "rehearsal"
+        workspace = Workspace(self._workspace.root, apart, apart / "locks") if rehearsal else self._workspace
+        if not workspace.lock_file(stack).is_file():
+            raise CorpusError(f"{name} was never built here: run `{how}` first")
+        pins = read_pins(workspace, stack)
+        lock = read_lock(workspace, pins)
+        stack_images = render(workspace, pins, lock)
+        rendered = next(one for one in stack_images if one.image.name == name)
+        built = known_build(workspace, rendered, self.engine)
+        if built is None:
+            raise CorpusError(f"{name} is not in the engine as the pins are now: run `{how}` first")
+        chain = [one for one in stack_images if one.image.name in rendered.parents] + [rendered]
+        return Subject(
+            workspace,
+            pins,
+            lock,
+            rendered.image,
+            rendered.labels,
+            tuple(wheel for one in chain for wheel in source_wheels(workspace, pins, one)),
+            built,
+            self.engine,
+            self.client,
+            tuple(component for one in chain for component in one.image.components),
+        )
+
+    def look(self, case: Case) -> dict[str, Outcome]:
+        """Lay the case on its base, and what the static checks say: of a defect the check that must see it, of a clean variant all of them."""
+        base = self.base(case.base)
+        with self._made(base, case) as reference:
+            digest = image_digest(self.engine, reference) or ""
+            # The one place that says "take this for the image that was built".
+            taken = replace(base.subject.built, reference=reference, digest=digest)
+            if case.data.get("another-digest"):
+                taken = replace(taken, digest=base.subject.built.digest)
+            subject = replace(base.subject, built=taken, lock=_locked(base.subject.lock, case.data.get("locked", {})))
+            checks = chosen(subject, [case.check] if case.check else case.data.get("only", []))
+            return {result.id: result.outcome for result in run_checks(checks, Console(quiet=True))}
+
+    @contextmanager
+    def _made(self, base: Base, case: Case) -> Iterator[str]:
+        """The image of a case, by a name that goes when this ends."""
+        reference = f"kiln-corpus:{re.sub('[^a-z0-9]+', '-', case.name.lower())[:60]}-{uuid.uuid4().hex[:8]}"
+        try:
+            if swap := case.data.get("reorder"):
+                archive = base.subject.workspace.state / "images" / f"{base.subject.image.name}.tar"
+                self._docker("load", "--quiet", data=reordered(archive, swap, reference))
+            else:
+                self._laid(base, case, reference)
+            yield reference
+        finally:
+            subprocess.run(
+                ["docker", "rmi", "--force", reference], env=self.engine.environment, capture_output=True, check=False
+            )
+
+    def _laid(self, base: Base, case: Case, reference: str) -> None:
+        made = self._docker(*base.running(case.data.get("shell", "true")))
+        try:
+            if lay := case.data.get("lay"):
+                self._docker("cp", "-", f"{made}:/", data=_archive(lay))
+            self._docker("start", "--attach", made)
+            changes = case.data.get("change", [])
+            every = [*base.start, *([changes] if isinstance(changes, str) else changes)]
+            self._docker("commit", *(word for one in every for word in ("--change", one)), made, reference)
+        finally:
+            subprocess.run(
+                ["docker", "rm", "--force", made], env=self.engine.environment, capture_output=True, check=False
+            )
+
+    def _docker(self, *words: str, data: bytes | None = None) -> str:
+        done = subprocess.run(
+            ["docker", *words],
+            env=self.engine.environment,
+            input=data,
+            capture_output=True,
+            timeout=SHELL_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise CorpusError(
+                f"docker {words[0]} ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-400:]}"
+            )
+        return done.stdout.decode().strip()
+
+
+def chosen(subject: Subject, names: Sequence[str]) -> list[Check]:
+    """The checks that are named, looking at no more than they read; without names, every static check."""
+    checks = static_checks(subject)
+    if not names:
+        return checks
+    sections = sorted({section for name in names for section in SECTIONS.get(name, ())})
+    if sections and all(name in SECTIONS for name in names):
+        checks = content_checks(subject, Partial(subject, sections))  # type: ignore[arg-type]
+    return [one for one in checks if one.id in names]
+
+
+class Partial:
+    """In place of ``kiln.verify.contents.Inspection``: the same script in the same kind of container, asked for some sections alone."""
+
+    def __init__(self, subject: Subject, sections: Sequence[str]) -> None:
+        self._subject, self._sections = subject, sections
+
+    def get(self) -> dict[str, Any]:
+        """The document; a section that was not asked for is not in it, and its check would end as an error."""
+        command = [
+            "-B",
+            "/kiln/scripts/inspect_image.py",
+            *(word for one in self._sections for word in ("--only", one)),
+        ]
+        scripts = {self._subject.workspace.root / "scripts": "/kiln/scripts"}
+        reference = self._subject.built.reference
+        with container(
+            self._subject.client, reference, entrypoint=["python3"], command=command, mounts=scripts, memory=MEMORY
+        ) as started:
+            ended = wait(started, SECONDS)
+        if ended.code != 0:
+            raise LookupError(f"scripts/inspect_image.py ended with {ended.code}: {ended.stderr.strip()[-600:]}")
+        return dict(json.loads(ended.stdout))
+
+
+def _locked(lock: Lock, versions: Mapping[str, str]) -> Lock:
+    """The lock with other versions of some wheels, or with wheels more."""
+    wheels = [replace(wheel, version=versions.get(wheel.name, wheel.version)) for wheel in lock.wheels]
+    known = {wheel.name for wheel in wheels}
+    component = next(wheel.component for wheel in reversed(lock.wheels) if wheel.component != "tools")
+    more = [
+        Wheel(component, name, version, f"{name}.whl", "0" * 64, 1)
+        for name, version in versions.items()
+        if name not in known
+    ]
+    return replace(lock, wheels=(*wheels, *more)) if versions else lock
+
+
+def _archive(lay: Mapping[str, str]) -> bytes:
+    """Files of ``fixtures/`` at their places in the image, as a tar."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for place, name in lay.items():
+            data = fixture(name)
+            info = tarfile.TarInfo(place.lstrip("/"))
+            info.size, info.mode = len(data), 0o644
+            archive.addfile(info, io.BytesIO(data))
+    return made.getvalue()
