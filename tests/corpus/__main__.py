@@ -13,7 +13,7 @@ import time
 from types import FrameType
 
 from tests.corpus.cases import CorpusError, read_corpus
-from tests.corpus.runner import AT_ONCE, Lookers, chosen, counts, document, run_cases, shown
+from tests.corpus.runner import AT_ONCE, Lookers, Row, chosen, counts, document, run_cases, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,21 +36,16 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.list:
             print("\n".join(f"{case.path}  {case.check or '(clean)'}" for case in cases))
             return 0
-        look = Lookers(cases)
-        look.prepare()
+        widths = (
+            max(len(case.name) for case in cases),
+            max(len(case.base) for case in cases),
+            max(len(case.check or "(clean)") for case in cases),
+        )
+        with Lookers(cases).working() as look:
+            rows = [_told(row, widths, quiet=arguments.json) for row in run_cases(cases, look, arguments.at_once)]
     except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    widths = (
-        max(len(case.name) for case in cases),
-        max(len(case.base) for case in cases),
-        max(len(case.check or "(clean)") for case in cases),
-    )
-    rows = []
-    for row in run_cases(cases, look, arguments.at_once):
-        rows.append(row)
-        if not arguments.json:
-            print(shown(row, widths), flush=True)
     seconds, found = round(time.monotonic() - began, 1), counts(rows)
     if arguments.json:
         print(json.dumps(document(rows, seconds), indent=2, ensure_ascii=False))
@@ -59,6 +54,12 @@ def main(argv: list[str] | None = None) -> int:
             f"\ndefects caught {found['caught']} of {found['defects']}, clean variants not blamed {found['not_blamed']} of {found['clean']}, {seconds} s"
         )
     return 0 if all(row.good for row in rows) else 1
+
+
+def _told(row: Row, widths: tuple[int, int, int], *, quiet: bool) -> Row:
+    if not quiet:
+        print(shown(row, widths), flush=True)
+    return row
 
 
 def _end(number: int, _: FrameType | None) -> None:

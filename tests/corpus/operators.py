@@ -50,7 +50,7 @@ class Operators:
             }
 
     def _run(self) -> dict[str, dict[str, Any]]:
-        subject = self._images.base(self._cases[0].base).subject
+        subject = self._images.base(self._cases[0].base)
         given = [
             {"name": one.name, "edits": one.data["edits"], "arguments": _arguments(_check(one))} for one in self._cases
         ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from kiln.verify.checks import Outcome
 from kiln.verify.render.common import clean as harmless
@@ -61,6 +63,19 @@ class Lookers:
         self._operators = (
             Operators(self.images, self._cases) if any(one.kind == "operator" for one in self._cases) else None
         )
+
+    @contextmanager
+    def working(self) -> Iterator[Self]:
+        """Ready to look. With containers of ours, the state folder is held: another kiln would take them for what a killed run left, and remove them.
+
+        Raises CorpusError as ``prepare`` does.
+        """
+        if not any(case.kind in ("image", "operator") for case in self._cases):
+            yield self
+            return
+        with self.images.workspace.exclusive(lambda text: print(text, file=sys.stderr)):
+            self.prepare()
+            yield self
 
     @property
     def images(self) -> Images:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -134,7 +136,7 @@ def test_the_program_ends_as_its_rows_do(
 ) -> None:
     outcome = Outcome("fail" if good else "pass", "setuid")
     monkeypatch.setattr(program, "read_corpus", lambda: [DEFECT])
-    monkeypatch.setattr(Lookers, "prepare", lambda _: None)
+    monkeypatch.setattr(Lookers, "working", lambda look: nullcontext(look))
     monkeypatch.setattr(Lookers, "__call__", lambda *_: {"files.clean": outcome})
     assert program.main([]) == code
     assert words in capsys.readouterr().out
@@ -146,10 +148,12 @@ def test_the_program_ends_as_its_rows_do(
 def test_a_base_that_is_not_there_is_said_with_what_makes_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(_: Lookers) -> None:
+    @contextmanager
+    def missing(_: Lookers) -> Iterator[None]:
         raise CorpusError("cpu-serving is not in the engine as the pins are now: run `make image STACK=cpu` first")
+        yield
 
-    monkeypatch.setattr(Lookers, "prepare", missing)
+    monkeypatch.setattr(Lookers, "working", missing)
     assert program.main([]) == 2
     assert "make image STACK=cpu" in capsys.readouterr().err
     assert program.main(["no such case"]) == 2

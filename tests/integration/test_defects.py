@@ -34,9 +34,8 @@ def rows(engine_host: str) -> Mapping[str, Row]:
             Images().base(base)
         except CorpusError:
             _build(stack, rehearsal=rehearsal)
-    look = Lookers(CASES)
-    look.prepare()
-    return {case.path: row for case, row in zip(CASES, run_cases(CASES, look), strict=True)}
+    with Lookers(CASES).working() as look:
+        return {case.path: row for case, row in zip(CASES, run_cases(CASES, look), strict=True)}
 
 
 def _build(stack: str, *, rehearsal: bool) -> None:
