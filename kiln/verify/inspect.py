@@ -211,39 +211,50 @@ class _Files:
 
 
 def switch(doc: Document, *, needed: bool) -> Outcome:
-    """Something in the image knows the variable that chooses the mHC path: vLLM itself, or (on a CPU alone) the plugin."""
+    """Something in the image knows the variable that chooses the mHC path, and acts on it: vLLM itself, or (on a CPU alone) the plugin, which must know
+    the source that it hooks."""
     found = section(doc, "switch")
     if isinstance(found, Outcome):
         return found
     variable, envs = found["variable"], f"{found['vllm']}/envs.py"
     plugins = [one for one in found["plugins"] if one["distribution"] == PLUGIN]
-    broken = [
+    evidence = {
+        "in_vllm": found["in_vllm"],
+        "readers": found["readers"],
+        "plugins": [one["target"] for one in found["plugins"]],
+    }
+    broken = _broken_plugins(plugins, on_rocm=is_rocm(doc))
+    if broken:
+        return failed("\n".join(broken), **evidence)
+    if found["in_vllm"]:
+        if not found["readers"]:
+            return failed(f"{envs} defines {variable}, and no model code of this vLLM asks for it", **evidence)
+        return passed(f"{envs} defines {variable}; {', '.join(found['readers'])} asks for it", **evidence)
+    if plugins and not is_rocm(doc):
+        return passed(f"{PLUGIN} is installed and knows this vLLM: {plugins[0]['target']}", **evidence)
+    if not needed:
+        return skipped(f"nothing in the image knows {variable}, and no setting of it needs that", **evidence)
+    if not found["envs"] and is_rehearsal(doc):
+        return skipped("a rehearsal: the stand-in for vLLM has no envs.py", **evidence)
+    if not found["envs"]:
+        return errored(f"{envs} is not there, so whether vLLM knows {variable} cannot be said", **evidence)
+    lacking = (
+        f"{PLUGIN} switches vLLM's CPU models alone: pin a vLLM that has the switch"
+        if plugins
+        else f"{PLUGIN} is not installed: pin a vLLM that has it, or add the plugin"
+    )
+    return failed(f"{envs} does not define {variable}, and {lacking}", **evidence)
+
+
+def _broken_plugins(plugins: Sequence[Mapping[str, Any]], *, on_rocm: bool) -> list[str]:
+    """What is wrong with the switch plugin; on ROCm it hooks nothing, so what it knows of the CPU's code is no matter there."""
+    gone = [
         f"{one['target']} of {PLUGIN} is not in the image; install the plugin anew"
         for one in plugins
         if not one["there"]
     ]
-    evidence = {"in_vllm": found["in_vllm"], "plugins": [one["target"] for one in found["plugins"]]}
-    if broken:
-        return failed("\n".join(broken), **evidence)
-    if found["in_vllm"]:
-        return passed(f"{envs} defines {variable}", **evidence)
-    if plugins and not is_rocm(doc):
-        return passed(f"{PLUGIN} is installed: {plugins[0]['target']}", **evidence)
-    if not needed:
-        return skipped(f"nothing in the image knows {variable}, and no setting of it needs that", **evidence)
-    if not found["envs"]:
-        if is_rehearsal(doc):
-            return skipped("a rehearsal: the stand-in for vLLM has no envs.py", **evidence)
-        return errored(f"{envs} is not there, so whether vLLM knows {variable} cannot be said", **evidence)
-    if plugins:
-        return failed(
-            f"{envs} does not define {variable}, and {PLUGIN} switches vLLM's CPU models alone: pin a vLLM that has the switch",
-            **evidence,
-        )
-    return failed(
-        f"{envs} does not define {variable}, and {PLUGIN} is not installed: pin a vLLM that has it, or add the plugin",
-        **evidence,
-    )
+    unknown = [f"{PLUGIN} does not hold with this vLLM: {one['broken']}" for one in plugins if one["broken"]]
+    return gone + ([] if on_rocm else unknown)
 
 
 def provenance(doc: Document, lock: Lock, labels: Mapping[str, str]) -> Outcome:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,9 @@ from inspection.image import Image, NothingToSeeError
 from inspection.sources import Code
 
 SWITCH: Final = "VLLM_ROCM_USE_TILELANG_MHC"
+PLUGIN: Final = "kiln-vllm-mhc-switch"
+# What that plugin hooks.
+HOOKED: Final = ("models", "deepseek_v4", "cpu", "model.py")
 
 
 def switch(image: Image) -> dict[str, Any]:
@@ -24,15 +29,45 @@ def switch(image: Image) -> dict[str, Any]:
     for one in installed(image):
         for point in one.said.entry_points:
             if point.group == "vllm.general_plugins":
-                there = code.file(point.value.partition(":")[0]) is not None
-                plugins.append({"distribution": one.name, "name": point.name, "target": point.value, "there": there})
+                module = code.file(point.value.partition(":")[0])
+                broken = _contract(module.parent, start.parent) if module and one.name == PLUGIN else ""
+                plugins.append({"distribution": one.name, "name": point.name, "target": point.value, "there": module is not None, "broken": broken})
     return {
         "variable": SWITCH,
         "vllm": image.shown(start.parent),
         "envs": envs.is_file(),
         "in_vllm": envs.is_file() and _defines(envs, SWITCH),
+        "readers": sorted(image.shown(path) for path in _readers(start.parent)),
         "plugins": plugins,
     }
+
+
+def _contract(plugin: Path, vllm: Path) -> str:
+    """What the plugin's own check of the source it hooks says, in words; nothing where it knows that source.
+
+    Its checking module is run by itself, on text: it imports nothing but its own errors, and nothing of vLLM's.
+    """
+    source = vllm.joinpath(*HOOKED)
+    if not source.is_file():
+        return f"{'/'.join(HOOKED)} is not in this vLLM"
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from kiln_vllm_mhc_switch.platforms import cpu_source; cpu_source.check_source(sys.stdin.read(), 'in the image')"
+    done = subprocess.run(
+        [sys.executable, "-I", "-B", "-c", program, str(plugin.parent)],
+        input=source.read_text(encoding="utf-8"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+
+
+def _readers(vllm: Path) -> list[Path]:
+    """vLLM's model code that asks for the variable: one that only envs.py knows chooses nothing."""
+    found = []
+    for folder in ("model_executor/layers", "model_executor/kernels", "models"):
+        found += [path for path in (vllm / folder).rglob("*.py") if f".{SWITCH}" in path.read_text(encoding="utf-8", errors="replace")]
+    return found
 
 
 def _defines(path: Path, name: str) -> bool:

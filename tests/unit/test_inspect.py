@@ -76,7 +76,7 @@ def doc() -> dict[str, Any]:
             "files": 5, "setuid": [{"path": "/usr/bin/su", "mode": "4755", "package": "util-linux"}], "world_writable": [],
             "secrets": [], "certificates": [], "left_over": [], "proxies": [], "variables": [], "unseen": [],
         },
-        "switch": {"variable": "VLLM_X", "vllm": "/site/vllm", "envs": True, "in_vllm": True, "plugins": []},
+        "switch": {"variable": "VLLM_X", "vllm": "/site/vllm", "envs": True, "in_vllm": True, "readers": ["/site/vllm/models/m.py"], "plugins": []},
         "calls": {"installed": {"aiter": True, "tilelang": True}, "files": [], "calls": [call("aiter.ops.mhc.mhc_pre"), call("tilelang.language.x", "unknown")]},
         "mhc_module": {
             "aiter": True, "path": MODULE, "there": True, "sha256": "x", "size": 1, "init": ["PyInit_module_mhc"], "exported": [],
@@ -133,6 +133,7 @@ PLUGIN = {
     "name": "kiln_mhc_switch",
     "target": "k.plugin:register",
     "there": True,
+    "broken": "",
 }
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     # the section, what is otherwise in it, the status, words of the summary
@@ -171,6 +172,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("switch", {"in_vllm": False}, "fail", "/site/vllm/envs.py does not define VLLM_X, and kiln-vllm-mhc-switch is not installed"),
     ("switch", {"in_vllm": False, "plugins": [PLUGIN]}, "fail", "switches vLLM's CPU models alone"),
     ("switch", {"plugins": [{**PLUGIN, "there": False}]}, "fail", "k.plugin:register of kiln-vllm-mhc-switch is not in the image"),
+    ("switch", {"readers": []}, "fail", "/site/vllm/envs.py defines VLLM_X, and no model code of this vLLM asks for it"),
     ("switch", {"in_vllm": False, "envs": False}, "error", "/site/vllm/envs.py is not there"),
     ("calls", {"calls": [call("aiter.ops.mhc.mhc_pre", "misfit", "it has no argument x")]}, "fail", "_aiter_ops.py:7 in ops.run: aiter.ops.mhc.mhc_pre: misfit: it has no argument x"),
     ("calls", {"calls": [call("vllm.ops.mhc_pre", "misfit"), call("aiter.ops.mhc.mhc_pre")]}, "fail", "vllm.ops.mhc_pre: misfit"),
@@ -265,6 +267,10 @@ def test_the_plugin_switches_on_a_cpu(doc: dict[str, Any]) -> None:
     doc["app"]["provenance"] = None
     doc["switch"] |= {"in_vllm": False, "plugins": [PLUGIN]}
     assert inspect.switch(doc, needed=True).status == "pass"
+    doc["switch"]["plugins"] = [PLUGIN | {"broken": "UnknownVllmCodeError: it is not there"}]
+    outcome = inspect.switch(doc, needed=True)
+    assert outcome.status == "fail"
+    assert "does not hold with this vLLM: UnknownVllmCodeError: it is not there" in outcome.summary
     doc["switch"]["plugins"] = []
     assert inspect.switch(doc, needed=False).status == "skip"
     assert inspect.switch(doc, needed=True).status == "fail"

@@ -22,6 +22,8 @@ from packaging.markers import Marker
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from tests.unit.plugins.standin import MODEL, PLUGINS
+
 from .conftest import SCRIPTS, load
 
 HIP = Path(__file__).parents[2] / "rehearsal" / "hip"
@@ -863,6 +865,34 @@ def test_plugins_are_found_by_their_entry_points(tmp_path: Path) -> None:
     assert found == [("kiln-vllm-mhc-switch", "one", False), ("kiln-vllm-mhc-switch", "two", False)]
     put(tmp_path, f"{SITE}/there/plugin.py")
     assert [one["there"] for one in seen(tmp_path, "switch")["plugins"]] == [True, False]
+
+
+def with_the_real_plugin(image: Path, model: str) -> str:
+    """What the switch plugin of this project says of a vLLM with this model source."""
+    put(image, f"{SITE}/vllm/__init__.py")
+    put(image, f"{SITE}/vllm/models/deepseek_v4/cpu/model.py", model)
+    points = {"entry_points.txt": "[vllm.general_plugins]\nkiln_mhc_switch = kiln_vllm_mhc_switch.plugin:register\n"}
+    install(image, "kiln-vllm-mhc-switch", extra=points)
+    package = "kiln_vllm_mhc_switch"
+    shutil.copytree(PLUGINS / "vllm-mhc-switch" / package, image / SITE / package, dirs_exist_ok=True)
+    (plugin,) = seen(image, "switch")["plugins"]
+    return str(plugin["broken"])
+
+
+def test_the_plugins_own_check_of_what_it_hooks_is_asked(tmp_path: Path) -> None:
+    assert with_the_real_plugin(tmp_path / "right", MODEL) == ""
+    said = with_the_real_plugin(tmp_path / "renamed", MODEL.replace("use_fused_mhc", "use_joined_mhc"))
+    assert "UnknownVllmCodeError" in said
+    assert "DeepseekV4DecoderLayer.__init__" in said
+    assert "SyntaxError" in with_the_real_plugin(tmp_path / "cut", "def broken(:")
+
+
+def test_who_asks_for_the_switch_is_found(tmp_path: Path) -> None:
+    put(tmp_path, f"{SITE}/vllm/__init__.py")
+    put(tmp_path, f"{SITE}/vllm/config.py", "envs.VLLM_ROCM_USE_TILELANG_MHC")
+    assert seen(tmp_path, "switch")["readers"] == []
+    put(tmp_path, f"{SITE}/vllm/model_executor/layers/mhc.py", "on = envs.VLLM_ROCM_USE_TILELANG_MHC")
+    assert seen(tmp_path, "switch")["readers"] == [f"/{SITE}/vllm/model_executor/layers/mhc.py"]
 
 
 # --- AITER's module ---
