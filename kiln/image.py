@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kiln.canonical import digest_of
 from kiln.errors import PinsError
+from kiln.gates import Gates, read_gates
 from kiln.pins import Pins
 from kiln.tomlread import Problems, read_table
 from kiln.workspace import Workspace
@@ -32,7 +33,8 @@ class Image:
 
     ``serve`` are the arguments that the smoke test adds to the entry point; ``memory`` is the server's limit in bytes, and the seconds bound
     its start and all its answers together. ``needs`` says what of the machine serving takes, if it is anything (``NEEDS``). ``backends`` are the
-    implementations of the mHC operators in it that are compared with the mathematics (``BACKENDS``)."""
+    implementations of the mHC operators in it that are compared with the mathematics (``BACKENDS``), ``gates`` what is measured of it with real
+    weights."""
 
     name: str
     about: str
@@ -52,6 +54,7 @@ class Image:
     parent: str = ""
     needs: str = ""
     backends: tuple[str, ...] = ()
+    gates: Gates | None = None
 
 
 def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
@@ -89,7 +92,10 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         parent=image.text("parent", ""),
         needs=verify.text("needs", "", check=lambda text: None if text in NEEDS else f"known: {', '.join(NEEDS)}"),
         backends=verify.texts("backends", ()),
+        gates=read_gates(verify.table("gates"), problems) if "gates" in verify.names() else None,
     )
+    if described.gates and len(settings) != 2:
+        problems.add("verify.gates", f"compare two settings, and [verify.settings] has {len(settings)}")
     if bool(described.entrypoint) != bool(settings) or bool(described.entrypoint) == bool(described.command):
         problems.add(
             "runtime", "give an entrypoint (and [verify.settings] to serve with), or a command where nothing is served"

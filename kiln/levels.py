@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Level: TypeAlias = Literal["static", "ops", "generate"]
-# Each asks more of the machine than the one before: a container, arithmetic, a server.
-LEVELS: tuple[Level, ...] = ("static", "ops", "generate")
+Level: TypeAlias = Literal["static", "ops", "generate", "gates"]
+# Each asks more of the machine than the one before: a container, arithmetic, a server, hours of a server.
+LEVELS: tuple[Level, ...] = ("static", "ops", "generate", "gates")
+# What is made where nothing else is asked for: the gates need real weights, and their report lies beside the image's.
+DEFAULT: Level = "generate"
 
 Backend: TypeAlias = Literal["aiter", "tilelang", "both"]
 BACKENDS: tuple[Backend, ...] = ("aiter", "tilelang", "both")
@@ -19,11 +21,11 @@ SETTING_OF = {"aiter": "default", "tilelang": "tilelang"}
 class Scope:
     """How much of an image one verification looks at, and the checkpoint it is served with: ``tiny``, ``tiny-wrong`` or a folder."""
 
-    level: Level = LEVELS[-1]
+    level: Level = DEFAULT
     backend: Backend = "both"
     model: str = "tiny"
 
     @property
     def whole(self) -> bool:
-        """Whether a report of this scope speaks for the image: every level, every setting, the checkpoint that is made for it."""
+        """Whether a report of this scope speaks for the image: every check of ``DEFAULT``, every setting, the checkpoint that is made for it."""
         return self == Scope()

@@ -67,6 +67,24 @@ class Table:
         """The integer at ``key``."""
         return self._take(key, int, "a whole number", default)
 
+    def numbers(self, key: str) -> tuple[int, ...]:
+        """The list of positive integers at ``key``."""
+        value = self._take(key, list, "a list of whole numbers", None)
+        wrong = [item for item in value if not isinstance(item, int) or isinstance(item, bool) or item < 1]
+        if wrong:
+            self.problems.add(self._at(key), f"holds {wrong[0]!r}; give whole numbers above 0 only")
+        return tuple(item for item in value if item not in wrong)
+
+    def fraction(self, key: str) -> float:
+        """The number from 0 to 1 at ``key``."""
+        self._asked.add(key)
+        value = self._data.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            missing = "missing" if value is None else f"is {value!r}"
+            self.problems.add(self._at(key), f"{missing}; give a number from 0 to 1")
+            return 0.0
+        return float(value)
+
     def flag(self, key: str) -> bool:
         """The boolean at ``key``; false where it is left out."""
         self._asked.add(key)

@@ -77,6 +77,31 @@ def resolve_for(
     return {wheel.name: wheel for wheel in (_best_wheel(package, order) for package in packages)}
 
 
+def install_locked(requirements: Path, target: Path, *, python: str, glibc: str) -> None:
+    """Install a file of wheels with their hashes into a folder, for another Python than this one. Raises ResolveError with uv's own words."""
+    options, environment = _as_pip_is_configured()
+    done = run(
+        [
+            _uv(),
+            *("pip", "install", "--quiet", "--no-config", "--no-progress", "--color=never", "--no-deps"),
+            *("--only-binary=:all:", "--require-hashes", "--index-strategy=unsafe-best-match", "--link-mode=copy"),
+            f"--python-version={python}",
+            f"--python-platform=x86_64-manylinux_{glibc.replace('.', '_')}",
+            f"--target={target}",
+            f"--requirements={requirements}",
+            *options,
+        ],
+        env=environment,
+        timeout=1800,
+    )
+    if done.code != 0:
+        raise ResolveError(
+            f"the wheels of {requirements.name} could not be installed",
+            why=done.tail(20),
+            fix="see what pip is configured for (`pip config list`), and run the same command again",
+        )
+
+
 def _dated(requirements: Sequence[str], as_of: str) -> list[str]:
     """uv's options that pass over what appeared after ``as_of``, but for what is asked for by an exact version: somebody chose that."""
     if not as_of:

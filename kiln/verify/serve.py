@@ -1,6 +1,6 @@
 """Serving with the image as an operator would: its own entry point on a checkpoint, asked through its HTTP API.
 
-The container has no network: what asks (``scripts/ask_server.py``) runs inside it, over loopback. Everything is bounded:
+The container has no network: what asks (``scripts/ask_server.py``, ``scripts/run_gate.py``) runs inside it, over loopback. Everything is bounded:
 the start, each answer, the whole, the memory and the log.
 """
 
@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from docker.errors import APIError
 from docker.models.containers import Container
 
 from kiln.containers import container, said
-from kiln.image import Image, Setting
+from kiln.image import Setting
 from kiln.model import Model
 from kiln.verify.checks import Subject
 
@@ -35,40 +38,101 @@ class Served:
     timing: dict[str, float] = field(default_factory=dict)
 
 
-def serve(subject: Subject, model: Model, setting: Setting) -> Served:
-    """Start the server with one setting, ask every question, and end it. Raises EngineError where there is no container."""
-    began = time.monotonic()
-    command = ["/model", f"--port={PORT}", "--host=127.0.0.1", *subject.image.serve]
-    mounts = {model.folder: "/model", subject.workspace.root / "scripts": "/kiln/scripts"}
+@dataclass(frozen=True)
+class Executed:
+    """What a command beside the server left; its exit code is None where it did not end in time."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object on standard output; empty where there is none."""
+        try:
+            found = json.loads(self.stdout)
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+class Server:
+    """A server that was started in a container of its own. Whether it is ready yet is for what is run beside it to find out."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+
+    def execute(self, command: Sequence[str], seconds: float) -> Executed:
+        """Run a command beside the server, for at most ``seconds``; it is given up where the server ends meanwhile."""
+        outcome: list[Executed] = []
+
+        def run() -> None:
+            # The engine has no limit on an exec's time; the thread's join has. A container that ended ends the exec too.
+            try:
+                done = self._container.exec_run(list(command), demux=True)
+                stdout, stderr = cast("tuple[bytes | None, bytes | None]", done.output)
+                outcome.append(Executed(done.exit_code, _text(stdout), _text(stderr)))
+            except APIError as error:
+                outcome.append(Executed(1, "", str(error)))
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + seconds
+        while thread.is_alive() and time.monotonic() < deadline:
+            thread.join(0.5)
+            if self.ending():
+                thread.join(5)
+                break
+        return outcome[0] if outcome else Executed(None, "", "")
+
+    def ending(self) -> str:
+        """How the server ended, or nothing while it runs."""
+        self._container.reload()
+        state = self._container.attrs["State"]
+        if state.get("Running"):
+            return ""
+        return (
+            "was killed for using too much memory"
+            if state.get("OOMKilled")
+            else f"ended by itself with exit code {state.get('ExitCode')}"
+        )
+
+    def log(self) -> str:
+        """What the server said so far."""
+        return said(self._container)
+
+
+@contextmanager
+def serving(
+    subject: Subject,
+    folder: Path,
+    setting: Setting,
+    *,
+    arguments: Sequence[str] | None = None,
+    memory: int | None = None,
+    mounts: Mapping[Path, str] | None = None,
+) -> Iterator[Server]:
+    """A server of the checkpoint in ``folder``, started with one setting, and ended at the end. Raises EngineError where there is no container.
+
+    ``arguments`` and ``memory`` stand in the place of the smoke test's, ``mounts`` are more folders to read.
+    """
+    given = subject.image.serve if arguments is None else arguments
     with container(
         subject.client,
         subject.built.reference,
-        command=command,
+        command=["/model", f"--port={PORT}", "--host=127.0.0.1", *given],
         # The log is read while the server still runs: nothing that proves a path may wait in a buffer.
         env={"PYTHONUNBUFFERED": "1", **dict(setting.env)},
-        mounts=mounts,
-        memory=subject.image.memory,
+        mounts={folder: "/model", subject.workspace.root / "scripts": "/kiln/scripts", **(mounts or {})},
+        memory=subject.image.memory if memory is None else memory,
         gpus=subject.gpus,
-    ) as server:
-        code, document, words = _ask(server, subject.image)
-        log = said(server)
-        ending = _ending(server)
-    if ending:
-        trouble = f"the server {ending}; its last lines:\n{_tail(log)}"
-    elif code is None:
-        trouble = f"the questions were not done within {subject.image.start_seconds + subject.image.answer_seconds} s; the server's last lines:\n{_tail(log)}"
-    elif code != 0:
-        trouble = f"{document.get('error') or words.strip()[-400:] or f'ask_server.py ended with {code}'}; the server's last lines:\n{_tail(log)}"
-    else:
-        trouble = ""
-    seconds = round(time.monotonic() - began, 1)
-    return Served(
-        setting, document, log, trouble, seconds, {"ready": float(document.get("ready_seconds") or 0), "whole": seconds}
-    )
+    ) as started:
+        yield Server(started)
 
 
-def _ask(server: Container, image: Image) -> tuple[int | None, dict[str, Any], str]:
-    """Run the questions inside the container; the exit code is None where they did not end in time."""
+def serve(subject: Subject, model: Model, setting: Setting) -> Served:
+    """Start the server with one setting, ask every question, and end it. Raises EngineError where there is no container."""
+    began = time.monotonic()
+    image = subject.image
     command = [
         "python3",
         "/kiln/scripts/ask_server.py",
@@ -78,47 +142,31 @@ def _ask(server: Container, image: Image) -> tuple[int | None, dict[str, Any], s
         f"--request-timeout={image.answer_seconds}",
         f"--total-timeout={image.answer_seconds}",
     ]
-    outcome: list[tuple[int | None, bytes, bytes]] = []
-
-    def ask() -> None:
-        # The engine has no limit on an exec's time; the thread's join has. A container that ended ends the exec too.
-        try:
-            done = server.exec_run(command, demux=True)
-            stdout, stderr = cast("tuple[bytes | None, bytes | None]", done.output)
-            outcome.append((done.exit_code, stdout or b"", stderr or b""))
-        except APIError as error:
-            outcome.append((1, b"", str(error).encode()))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + image.start_seconds + image.answer_seconds + 15
-    while thread.is_alive() and time.monotonic() < deadline:
-        thread.join(0.5)
-        if _ending(server):
-            thread.join(5)
-            break
-    if not outcome:
-        return None, {}, ""
-    code, stdout, stderr = outcome[0]
-    try:
-        document = json.loads(stdout)
-    except ValueError:
-        document = {}
-    return code, document if isinstance(document, dict) else {}, stderr.decode(errors="replace")
-
-
-def _ending(server: Container) -> str:
-    """How the server ended, or nothing while it runs."""
-    server.reload()
-    state = server.attrs["State"]
-    if state.get("Running"):
-        return ""
-    return (
-        "was killed for using too much memory"
-        if state.get("OOMKilled")
-        else f"ended by itself with exit code {state.get('ExitCode')}"
+    seconds_at_most = image.start_seconds + image.answer_seconds
+    with serving(subject, model.folder, setting) as server:
+        asked = server.execute(command, seconds_at_most + 15)
+        log = server.log()
+        ending = server.ending()
+    document = asked.document()
+    if ending:
+        trouble = f"the server {ending}; its last lines:\n{tail(log)}"
+    elif asked.code is None:
+        trouble = f"the questions were not done within {seconds_at_most} s; the server's last lines:\n{tail(log)}"
+    elif asked.code != 0:
+        words = document.get("error") or asked.stderr.strip()[-400:] or f"ask_server.py ended with {asked.code}"
+        trouble = f"{words}; the server's last lines:\n{tail(log)}"
+    else:
+        trouble = ""
+    seconds = round(time.monotonic() - began, 1)
+    return Served(
+        setting, document, log, trouble, seconds, {"ready": float(document.get("ready_seconds") or 0), "whole": seconds}
     )
 
 
-def _tail(log: str, lines: int = 12) -> str:
+def tail(log: str, lines: int = 12) -> str:
+    """The last lines of a log, for a message."""
     return "\n".join(log.strip().splitlines()[-lines:])
+
+
+def _text(output: bytes | None) -> str:
+    return (output or b"").decode(errors="replace")

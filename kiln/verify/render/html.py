@@ -26,6 +26,7 @@ LEVELS = {
     "static": "Looked at, with nothing served",
     "ops": "Its mHC operators, compared with the mathematics",
     "generate": "Served, and asked questions with known answers",
+    "gates": "Served for hours: how often it is right, and how fast it is",
 }
 
 
