@@ -1,6 +1,7 @@
 # The verbs for people. No logic of its own: every verb is one kiln command in Kiln's own tool environment.
 STACK ?= dsv4-mhc
 MODEL ?=
+DATA ?=
 PYTHON ?= python3
 
 KILN = .kiln/venv/bin/kiln
@@ -11,7 +12,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: help image base serving verify lock fetch render plan audit advisories rehearse corpus engine-down tools dev chromium test test-fast lint clean
+.PHONY: help image base serving gates verify lock fetch render plan audit advisories rehearse corpus engine-down tools dev chromium test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +28,9 @@ base: tools ## the same for the base image alone
 
 serving: tools ## the same for the serving image, and the base image that it stands on
 	@$(KILN) image $(STACK) $(SETS) --image rocm-serving $(if $(MODEL),--model $(MODEL))
+
+gates: tools ## measure the images of STACK, with real weights: MODEL=DIR DATA=DIR (gsm8k's); hours on a GPU node
+	@$(KILN) verify $(STACK) $(SETS) --level gates $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
 
 verify: tools ## look at the built images of STACK again
 	@$(KILN) verify $(STACK) $(SETS) $(if $(MODEL),--model $(MODEL))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     type=click.Choice(LEVELS),
     default=Scope().level,
     show_default=True,
-    help="Make the checks up to this level: the image as it lies, its mHC operators, serving with it.",
+    help="Make the checks up to this level: the image as it lies, its mHC operators, serving with it, and (hours) the gates.",
 )
 @click.option(
     "--backend",
@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     "--require",
     type=click.Choice(LEVELS),
     help="Fail where a check up to this level was skipped: for jobs on machines that have what it needs.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The folder with the data of the gates' task: gsm8k's train.jsonl and test.jsonl (docs/gates.md).",
 )
 @click.option(
     "--as",
@@ -62,6 +67,7 @@ def verify(
     level: Level,
     backend: Backend,
     require: Level | None,
+    data: Path | None,
     as_: str,
 ) -> None:
     """Look at the built images of a STACK, or at an IMAGE of the engine or a registry, and write the reports.
@@ -73,6 +79,7 @@ def verify(
     Example: kiln verify cpu
              kiln verify dsv4-mhc --level static
              kiln verify dsv4-mhc --backend tilelang --require generate
+             kiln verify dsv4-mhc --level gates --model /models/DeepSeek-V4-Pro --data /data/gsm8k
              kiln verify registry.example/kiln/rocm-serving@sha256:…
     """
     if require and LEVELS.index(require) > LEVELS.index(level):
@@ -87,7 +94,8 @@ def verify(
         else:
             context, ready, images = _of_image(context, target, as_, Choice(sets, allow, model))
         reports = [
-            look(context, ready, rendered, built, scope) for rendered, built in zip(images, ready.images, strict=True)
+            look(context, ready, rendered, built, scope, data)
+            for rendered, built in zip(images, ready.images, strict=True)
         ]
     show_reports(context, reports, require)
 
@@ -142,7 +150,9 @@ def _of_image(
     return context, BuiltStack(pins, found, session.engine, images, (built,)), (rendered,)
 
 
-def look(context: Context, stack: BuiltStack, rendered: Rendered, built: Built, scope: Scope) -> Reported:
+def look(
+    context: Context, stack: BuiltStack, rendered: Rendered, built: Built, scope: Scope, data: Path | None = None
+) -> Reported:
     """Verify one image of a stack and write its report."""
     from kiln.verify.run import verify as run_verify
 
@@ -159,6 +169,7 @@ def look(context: Context, stack: BuiltStack, rendered: Rendered, built: Built, 
         context.console,
         scope,
         unsafe,
+        data,
     )
     return rendered, built, verified.report, verified.path
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kiln.console import Console
@@ -35,48 +36,56 @@ def gate_checks(
     gates: Gates,
     *,
     lacking: str = "",
+    unserved: Mapping[str, str] = MappingProxyType({}),
     data: Path | None = None,
     console: Console | None = None,
 ) -> list[Check]:
-    """The gates of an image. ``lacking`` is what serving needs and this machine has not; ``data`` the folder with the task's data.
+    """The gates of an image, for the settings that ``subject.image`` has.
 
-    Both settings are served in one job, which the first check that looks starts.
+    ``lacking`` is what serving needs and this machine has not, ``unserved`` are settings that must not be served here, each with the reason,
+    ``data`` is the folder with the task's data. All settings are served in one job, which the first check that looks starts.
     """
     job = _Job(subject, checkpoint, gates, data, console)
-    cannot = Outcome("skip" if subject.image.needs == "gpu" else "error", lacking) if lacking else None
-    default, other = (setting.name for setting in subject.image.settings)
+    cannot = Outcome("skip", lacking) if lacking else None
+    names = [setting.name for setting in subject.image.settings]
     task = gates.accuracy.task
     checks = [
-        Check(
-            f"gates.{task}.{name}",
-            "gates",
+        _check(
+            f"{task}.{name}",
             f"more than {gates.accuracy.bound:g} of {task} are right with the setting {name}",
-            lambda name=name: cannot or accuracy(job.found.questions[name], gates.accuracy),  # type: ignore[misc]
+            cannot,
+            lambda name=name: accuracy(job.found.questions[name], gates.accuracy),  # type: ignore[misc]
         )
-        for name in (default, other)
+        for name in names
     ]
-    checks.append(
-        Check(
-            f"gates.{task}.paired",
-            "gates",
+    checks += [
+        Check(f"gates.{task}.{name}", "gates", reason, lambda reason=reason: Outcome("skip", reason))  # type: ignore[misc]
+        for name, reason in unserved.items()
+    ]
+    if len(names) != 2:
+        cannot = cannot or Outcome("skip", f"compares two settings, and {' and '.join(names) or 'none'} is served")
+        names = ["the default", "the opt-in"]
+    default, other = names
+    return [
+        *checks,
+        _check(
+            f"{task}.paired",
             f"question by question, {default} is right no less often than {other}",
-            lambda: (
-                cannot
-                or paired(
-                    {name: job.found.questions[name] for name in (default, other)}, gates.accuracy, default, other
-                )
-            ),
-        )
-    )
-    checks.append(
-        Check(
-            "gates.throughput",
-            "gates",
+            cannot,
+            lambda: paired(job.found.questions, gates.accuracy, default, other),
+        ),
+        _check(
+            "throughput",
             f"{default} is not slower than {other} under any load",
-            lambda: cannot or judge_sweep(gates.sweep, job.found, default, other, subject.pins.target),
-        )
-    )
-    return checks
+            cannot,
+            lambda: judge_sweep(gates.sweep, job.found, default, other, subject.pins.target),
+        ),
+    ]
+
+
+def _check(name: str, about: str, known: Outcome | None, look: Callable[[], Outcome]) -> Check:
+    """A check that looks only where its outcome is not known already."""
+    return Check(f"gates.{name}", "gates", about, lambda: known or look())
 
 
 class _Job:

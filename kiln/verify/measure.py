@@ -71,21 +71,24 @@ def measure(
 ) -> Measurements:
     """Serve the checkpoint in ``folder`` with each setting in turn, ``repeats`` times, and measure. Raises EngineError.
 
-    ``data`` is the folder with the task's data, where the task needs one. A setting whose server died is not served again.
+    ``data`` is the folder with the task's data, where the task needs one. A setting whose server died is not served again. Where there is one
+    setting alone, it is asked questions and nothing is compared.
     """
     note: Callable[[str], None] = console.note if console else lambda _: None
     by_name = {setting.name: setting for setting in subject.image.settings}
-    found = Measurements(balanced(list(by_name), gates.sweep.repeats))
+    compared = len(by_name) > 1
+    cells = gates.sweep.cells if compared else ()
+    found = Measurements(balanced(list(by_name), gates.sweep.repeats if compared else 1))
     lm_eval = _lm_eval(subject.workspace, subject.pins, gates.accuracy, data)
     died: dict[str, Measured] = {}
     for place, (block, name) in enumerate(found.order, 1):
         note(f"gates: server {place} of {len(found.order)}, {name}")
         before = len(found.loads)
         if name not in died:
-            dead = _one_server(subject, folder, gates, by_name[name], block, lm_eval, data, found)
+            dead = _one_server(subject, folder, gates, cells, by_name[name], block, lm_eval, data, found)
             if dead:
                 died[name] = dead
-        for cell in gates.sweep.cells[len(found.loads) - before :]:
+        for cell in cells[len(found.loads) - before :]:
             found.loads.append(LoadRun(block, name, cell, died[name]))
         found.questions.setdefault(name, died.get(name) or Measured(None, "not asked"))
     return found
@@ -95,6 +98,7 @@ def _one_server(
     subject: Subject,
     folder: Path,
     gates: Gates,
+    cells: Sequence[Cell],
     setting: Setting,
     block: int,
     lm_eval: Path | Measured,
@@ -121,7 +125,7 @@ def _one_server(
             found.questions[setting.name] = asked
             if asked.dead:
                 return asked
-        for number, cell in enumerate(gates.sweep.cells):
+        for number, cell in enumerate(cells):
             words = _load(gates.sweep, cell, seed_of(block, number))
             run = _run(server, "load", gates.sweep.seconds, words)
             found.loads.append(LoadRun(block, setting.name, cell, run))

@@ -26,6 +26,7 @@ from kiln.pins import Pins
 from kiln.render import Rendered
 from kiln.store import Store
 from kiln.verify.checks import Subject, run_checks
+from kiln.verify.gates import gate_checks
 from kiln.verify.generate import generate_checks, unserved_checks
 from kiln.verify.machine import lacking_here
 from kiln.verify.ops import ops_checks
@@ -56,10 +57,12 @@ def verify(
     console: Console,
     scope: Scope = Scope(),  # noqa: B008 - frozen
     unsafe: Mapping[str, str] = MappingProxyType({}),
+    data: Path | None = None,
 ) -> Verified:
     """Look at a built image with every check that is in ``scope``, and write the report. ``stack`` are all images of the stack: some stand on others.
 
     ``unsafe`` are the mHC backends that are known to be wrong on this machine's GPU, with the reason: they are not served, and the checks say why.
+    ``data`` is the folder with the data of the gates' task.
     Raises ModelError or EngineError where nothing can be looked at; what the checks found is for ``report.judge``.
     """
     began = datetime.now(UTC)
@@ -92,6 +95,7 @@ def verify(
             checks += ops_checks(subject, lacking, unsafe)
         if LEVELS.index(scope.level) >= LEVELS.index("generate") and image.settings:
             served, unserved = parted(image, unsafe)
+            checkpoint: Model | None = None
             if lacking:
                 checks += unserved_checks(image, lacking)
             elif served.settings:
@@ -99,6 +103,18 @@ def verify(
                 checks += generate_checks(replace(subject, image=served), checkpoint)
                 identity = checkpoint.identity
             checks += [check for reason, one in unserved.items() for check in unserved_checks(one, reason)]
+            if scope.level == "gates" and image.gates:
+                forbidden = {one.name: reason for reason, apart in unserved.items() for one in apart.settings}
+                served_only = replace(subject, image=served)
+                checks += gate_checks(
+                    served_only,
+                    checkpoint,
+                    image.gates,
+                    lacking=lacking,
+                    unserved=forbidden,
+                    data=data,
+                    console=console,
+                )
         results = run_checks(checks, console)
     versions = {unit.name: unit.version for one in chain for unit in one.units}
     report = make_report(subject, results, versions, identity, began, scope, found)
