@@ -34,6 +34,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,30 +54,32 @@ class ToolError(Exception):
 
 def run_tool(command: Sequence[str], env: Mapping[str, str], seconds: float) -> None:
     """Run ``command`` for at most ``seconds``. Raises ToolError with its last words where it fails."""
-    process = subprocess.Popen(
+    late = threading.Event()
+    tail: deque[bytes] = deque(maxlen=64)
+    with subprocess.Popen(
         command,
         env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # A group of its own, so that what the tool starts is ended with it.
         start_new_session=True,
-    )
-    late = threading.Event()
+    ) as process:
 
-    def end() -> None:
-        late.set()
-        os.killpg(process.pid, signal.SIGKILL)
+        def end() -> None:
+            late.set()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
-    timer = threading.Timer(seconds, end)
-    timer.start()
-    tail: deque[bytes] = deque(maxlen=64)
-    assert process.stdout is not None
-    try:
-        for line in iter(lambda: process.stdout.readline(TAIL_BYTES), b""):  # type: ignore[union-attr]
-            tail.append(line)
-        code = process.wait()
-    finally:
-        timer.cancel()
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in iter(partial(process.stdout.readline, TAIL_BYTES), b""):
+                tail.append(line)
+            code = process.wait()
+        finally:
+            timer.cancel()
     words = b"".join(tail)[-TAIL_BYTES:].decode(errors="replace").strip()
     if late.is_set():
         raise ToolError(f"{command[0]} did not end within {seconds:g} s; its last words:\n{words}")

@@ -19,7 +19,7 @@ import kiln.uv
 from kiln.errors import ResolveError
 from kiln.pins import Pins, read_pins
 from kiln.process import Finished
-from kiln.uv import _as_pip_is_configured, _best_wheel, resolve_for, wheel_tags
+from kiln.uv import _as_pip_is_configured, _best_wheel, install_locked, resolve_for, wheel_tags
 from kiln.workspace import Workspace
 
 
@@ -408,3 +408,23 @@ def test_nothing_but_what_is_absent_resolves_to_nothing(pins: Pins, links: Path)
     assert resolve_for(pins, ["built-here"], absent=["built-here"]) == {}
     shutil.rmtree(links)
     assert resolve_for(pins, [], absent=["built-here"]) == {}
+
+
+def test_a_locked_wheel_is_installed_into_a_folder_for_another_python(links: Path, tmp_path: Path) -> None:
+    sha256 = make_wheel(links, "helper", "1.0", "nobody-has-this")
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text(
+        f"helper==1.0 --hash=sha256:{sha256}\nolder==1 ; python_version < '3.12' --hash=sha256:{'0' * 64}\n"
+    )
+    install_locked(wanted, tmp_path / "there", python="3.12", glibc="2.35")
+    assert (tmp_path / "there" / "helper-1.0.dist-info" / "METADATA").is_file()
+
+
+@pytest.mark.parametrize("line", ["helper==1.0 --hash=sha256:" + "0" * 64, "helper==1.0"])
+def test_a_wheel_with_another_hash_or_none_is_not_installed(links: Path, tmp_path: Path, line: str) -> None:
+    make_wheel(links, "helper", "1.0")
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text(f"{line}\n")
+    with pytest.raises(ResolveError, match="could not be installed"):
+        install_locked(wanted, tmp_path / "there", python="3.12", glibc="2.35")
+    assert not (tmp_path / "there" / "helper-1.0.dist-info").exists()

@@ -44,3 +44,11 @@ def ask_server() -> Iterator[ModuleType]:
     """``scripts/ask_server.py``."""
     yield load("ask_server")
     sys.modules.pop("ask_server", None)
+
+
+@pytest.fixture(scope="session")
+def run_gate(ask_server: ModuleType) -> Iterator[ModuleType]:
+    """``scripts/run_gate.py``, which imports ``ask_server``."""
+    assert sys.modules["ask_server"] is ask_server
+    yield load("run_gate")
+    sys.modules.pop("run_gate", None)
