@@ -38,7 +38,7 @@ def materials(doc: Document, rendered: str, labels: Mapping[str, str], *, on_a_b
     wrong += _distributions(seen, distributions["distributions"])
     wrong += _packages(seen, dict(packages["packages"]), on_a_base=on_a_base)
     wrong += _labels(seen, labels)
-    wrong += _versions(seen, found["versions"] or {})
+    wrong += ["/app/versions.txt is missing"] if found["versions"] is None else _versions(seen, found["versions"])
     counts = {kind: len(seen.of(kind)) for kind in (sbom.WHEEL, sbom.BUILT, sbom.PLUGIN, sbom.DEB, sbom.SOURCE)}
     if wrong:
         return failed(listed(wrong, _FIX), problems=wrong, listed=counts)
@@ -140,7 +140,7 @@ def _versions(seen: _Listed, versions: Mapping[str, str]) -> list[str]:
     """What versions.txt says is listed: a commit with its repository, a version of a wheel, the base image."""
     sources = {(one["externalReferences"][0]["url"], one.get("version")) for one in seen.of(sbom.SOURCE).values()}
     known = {value for key, value in seen.said.items() if key.startswith(f"{LABEL}.component.")}
-    wrong = [] if versions else ["/app/versions.txt is missing"]
+    wrong = []
     for key, value in sorted(versions.items()):
         pair = (versions.get(f"{key.removesuffix('_COMMIT')}_REPO"), value)
         if key.endswith("_COMMIT") and pair not in sources:

@@ -27,7 +27,9 @@ from kiln.workspace import Workspace
 COMMIT, OTHER = "a" * 40, "b" * 40
 
 
-def rendered(real: Workspace, stack: str, change: Callable[[Lock], Lock] = lambda lock: lock) -> tuple[Rendered, ...]:
+def rendered_of(
+    real: Workspace, stack: str, change: Callable[[Lock], Lock] = lambda lock: lock
+) -> tuple[Rendered, ...]:
     pins = read_pins(real, stack)
     return render(real, pins, change(read_lock(real, pins)))
 
@@ -47,7 +49,7 @@ def resolved(lock: Lock) -> Lock:
 
 
 def documents(real: Workspace) -> list[str]:
-    every = (*rendered(real, "cpu"), *rendered(real, "dsv4-mhc"), *rendered(real, "dsv4-mhc", resolved))
+    every = (*rendered_of(real, "cpu"), *rendered_of(real, "dsv4-mhc"), *rendered_of(real, "dsv4-mhc", resolved))
     assert len(every) == 5
     return [one.sbom for one in every]
 
@@ -85,7 +87,7 @@ def test_nothing_in_it_moves(real: Workspace) -> None:
 def test_every_input_of_the_lock_is_listed_once_with_its_checksum(real: Workspace) -> None:
     pins = read_pins(real, "cpu")
     lock = read_lock(real, pins)
-    found = entries(rendered(real, "cpu")[0].sbom)
+    found = entries(rendered_of(real, "cpu")[0].sbom)
     hashes = sorted(one["hashes"][0]["content"] for one in found.values() if "hashes" in one)
     assert hashes == sorted(one.sha256 for one in lock.entries())
     assert {name for name, one in found.items() if one.get("scope") == "excluded"} == {
@@ -97,7 +99,7 @@ def test_every_input_of_the_lock_is_listed_once_with_its_checksum(real: Workspac
 
 
 def test_sources_are_listed_with_all_that_belongs_to_them(real: Workspace) -> None:
-    _, serving = rendered(real, "dsv4-mhc", resolved)
+    _, serving = rendered_of(real, "dsv4-mhc", resolved)
     found = entries(serving.sbom)
     assert found["source/aiter"]["purl"].startswith("pkg:github/rocm/aiter@bd0534e")
     assert found["source/mori/third/party"]["purl"] == (
@@ -121,7 +123,7 @@ def test_sources_are_listed_with_all_that_belongs_to_them(real: Workspace) -> No
 
 
 def test_what_is_open_says_so(real: Workspace) -> None:
-    base, _ = rendered(real, "dsv4-mhc")
+    base, _ = rendered_of(real, "dsv4-mhc")
     document = json.loads(base.sbom)
     said = [one["value"] for one in document["metadata"]["component"]["properties"] if one["name"].endswith("resolved")]
     assert len(said) == len(read_lock(real, read_pins(real, "dsv4-mhc")).unresolved)
@@ -162,7 +164,7 @@ def test_the_command_prints_the_very_bytes(
 
 @pytest.fixture(scope="module")
 def image(project: Path) -> Rendered:
-    return rendered(Workspace(project, project / "never-made"), "dsv4-mhc", resolved)[1]
+    return rendered_of(Workspace(project, project / "never-made"), "dsv4-mhc", resolved)[1]
 
 
 @pytest.fixture
@@ -279,6 +281,20 @@ def test_each_label_that_differs_is_found(
 ) -> None:
     outcome = judged(doc, image, **{label: value})
     assert (outcome.status, words in outcome.summary) == ("fail", True), outcome.summary
+
+
+def test_a_stack_whose_components_have_no_key_has_an_empty_versions_txt(rendered: Rendered) -> None:
+    kinds = ("wheel/", "built/", "plugin/")
+    inside = {name: one for name, one in entries(rendered.sbom).items() if one.get("scope") != "excluded"}
+    wheels = [{**one, "debian": False} for name, one in inside.items() if name.startswith(kinds)]
+    debs = [[one["name"], one["version"]] for name, one in inside.items() if name.startswith("deb/")]
+    doc = {
+        "app": {"looked": True, "versions": {}, "sbom": rendered.sbom},
+        "packages": {"looked": True, "packages": debs},
+        "distributions": {"looked": True, "distributions": wheels},
+    }
+    outcome = materials(doc, rendered.sbom, dict(rendered.labels), on_a_base=False)
+    assert outcome.status == "pass", outcome.summary
 
 
 def test_without_a_base_image_every_package_must_be_listed(doc: dict[str, Any], image: Rendered) -> None:
