@@ -1,12 +1,13 @@
 """A stand-in for vLLM's server that reads the right answers from the model's folder, or misbehaves as STANDIN says.
 
-STANDIN: right (default), wrong, die, die-late, hang, garbage, flood, no-path, other-path, start-never.
+STANDIN: right (default), wrong, die, die-late, hang, garbage, flood, no-path, other-path, start-never, slow.
 """
 
 import json
 import os
 import sys
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -64,6 +65,22 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "finish_reason": "stop", "token_ids": found["token_ids"]}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         self.answer({"id": "1", "model": "/model", "choices": [choice]})
+
+
+def bench():
+    """Stand in for ``vllm bench serve``: ask what is asked for, and write the figures that STANDIN wants."""
+    told = dict(zip(sys.argv[1:], sys.argv[2:], strict=False))
+    count = int(told["--num-prompts"])
+    model = json.loads((Path(told["--model"]) / "answers.json").read_text())
+    for number in range(count):
+        body = json.dumps({"prompt": model["prompts"][number % len(model["prompts"])]["prompt"]}).encode()
+        urllib.request.urlopen(f"http://127.0.0.1:{told['--port']}/v1/completions", body).read()
+    speed = 50.0 if MODE == "slow" and not FUSED else 100.0
+    # A little noise, the same on every run.
+    speed += int(told["--seed"]) % 7 / 10
+    figures = {"output_throughput": speed, "median_tpot_ms": 1000 / speed, "completed": count, "failed": 0}
+    figures |= {"num_prompts": count, "input_lens": [16] * count, "output_lens": [8] * count, "errors": []}
+    (Path(told["--result-dir"]) / told["--result-filename"]).write_text(json.dumps(figures))
 
 
 def main():
