@@ -57,6 +57,7 @@ def _looked_at(subject: Subject, backend: str, sizes: tuple[str, ...], known: Ou
 def operators(subject: Subject, backends: tuple[str, ...], sizes: tuple[str, ...]) -> Outcome:
     """Run scripts/check_mhc.py in the image with these backends and sizes, and judge its document."""
     on_gpu = subject.image.needs == "gpu"
+    shared, variables = subject.shared()
     words = [word for backend in backends for word in ("--backend", backend)]
     with container(
         subject.client,
@@ -64,6 +65,8 @@ def operators(subject: Subject, backends: tuple[str, ...], sizes: tuple[str, ...
         entrypoint=["python3"],
         command=["/kiln/scripts/check_mhc.py", *words, *sizes],
         mounts={subject.workspace.root / "scripts": "/kiln/scripts"},
+        env=variables,
+        writable=shared,
         memory=subject.image.memory,
         read_only=True,
         gpus=subject.gpus,

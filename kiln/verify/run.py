@@ -85,6 +85,7 @@ def verify(
             client,
             tuple(name for one in chain for name in one.image.components),
             sbom=rendered.sbom,
+            caches=opened.enter_context(store.scratch()),
         )
         lacking = lacking_here(image.needs, pins.archs)
         if found and not lacking:

@@ -116,13 +116,15 @@ def serving(
     ``arguments`` and ``memory`` stand in the place of the smoke test's, ``mounts`` are more folders to read.
     """
     given = subject.image.serve if arguments is None else arguments
+    shared, variables = subject.shared()
     with container(
         subject.client,
         subject.built.reference,
         command=["/model", f"--port={PORT}", "--host=127.0.0.1", *given],
         # The log is read while the server still runs: nothing that proves a path may wait in a buffer.
-        env={"PYTHONUNBUFFERED": "1", **dict(setting.env)},
+        env={"PYTHONUNBUFFERED": "1", **variables, **dict(setting.env)},
         mounts={folder: "/model", subject.workspace.root / "scripts": "/kiln/scripts", **(mounts or {})},
+        writable=shared,
         memory=subject.image.memory if memory is None else memory,
         gpus=subject.gpus,
     ) as started:
