@@ -31,7 +31,7 @@ from kiln.plan import ROOTFS, Context
 from kiln.process import end_group, raise_if_disk_full, run
 from kiln.render import LABEL, Rendered, write_rendered
 from kiln.rootfs import make_rootfs, place_file
-from kiln.store import BLOB_TIME, Store, disk_full_is_an_error, write_whole
+from kiln.store import Store, content_time, disk_full_is_an_error, write_whole
 from kiln.wheels import requirements_text
 from kiln.workspace import Workspace
 
@@ -122,6 +122,7 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
     with store.scratch() as scratch, disk_full_is_an_error(folder):
         made = scratch / "context"
         made.mkdir()
+        placed = {made / name: path.name for path, name in blobs}
         for path, name in blobs:
             place_file(path, made / name)
         if context.wheels:
@@ -130,7 +131,9 @@ def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -
         for path in (made, *made.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-            os.utime(path, (BLOB_TIME, BLOB_TIME), follow_symlinks=False)
+            # One time within a context, for make compares them; another where the contents are others, for BuildKit does.
+            time_of = content_time(placed.get(path, context.digest))
+            os.utime(path, (time_of, time_of), follow_symlinks=False)
         folder.parent.mkdir(parents=True, exist_ok=True)
         made.rename(folder)
     return folder

@@ -16,7 +16,7 @@ from kiln.lockentries import Deb
 from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.process import run
-from kiln.store import BLOB_TIME, Store
+from kiln.store import Store
 from kiln.workspace import Workspace
 
 HOOK = "templates/rootfs/customize.sh"
@@ -118,4 +118,4 @@ def place_file(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-        os.utime(target, (BLOB_TIME, BLOB_TIME))
+        shutil.copystat(source, target)

@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from kiln.containers import container, wait
+from docker.errors import APIError
+
+from kiln.containers import Ended, container, wait
 from kiln.verify import inspect, symbols
 from kiln.verify.checks import Check, Outcome, Subject
 from kiln.verify.signatures import signatures
@@ -14,6 +16,8 @@ from kiln.verify.signatures import signatures
 # Every file of a ROCm image is hashed: tens of gigabytes. The cpu image takes 12 s.
 SECONDS = 900
 MEMORY = 2 << 30
+# 128 and SIGKILL's number: a person's, the kernel's for want of memory, or the engine's.
+KILLED = 137
 
 
 class Inspection:
@@ -33,6 +37,25 @@ class Inspection:
         return self._found
 
     def _look(self) -> None:
+        try:
+            ended = self._ended()
+        except APIError as error:
+            # No Python in it, or one for another processor: the container does not start, and one that did not start once never will.
+            self._trouble = f"no program of the image could be started: {error.explanation or error}"
+            return
+        try:
+            found = json.loads(ended.stdout) if ended.code == 0 else None
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            self._found = found
+            return
+        how = {None: f"did not end within {SECONDS} s", KILLED: "was killed"}.get(
+            ended.code, f"ended with {ended.code}"
+        )
+        self._trouble = f"scripts/inspect_image.py {how}: {ended.stderr.strip()[-600:] or 'it said nothing'}"
+
+    def _ended(self) -> Ended:
         subject = self._subject
         with container(
             subject.client,
@@ -44,16 +67,7 @@ class Inspection:
             # Not read-only: that would lay a file system over /tmp, and hide what the image has there. The script writes nothing.
             read_only=False,
         ) as started:
-            ended = wait(started, SECONDS)
-        try:
-            found = json.loads(ended.stdout) if ended.code == 0 else None
-        except ValueError:
-            found = None
-        if isinstance(found, dict):
-            self._found = found
-        else:
-            how = f"ended with {ended.code}" if ended.code is not None else f"did not end within {SECONDS} s"
-            self._trouble = f"scripts/inspect_image.py {how}: {ended.stderr.strip()[-600:]}"
+            return wait(started, SECONDS)
 
 
 def content_checks(subject: Subject, seen: Inspection) -> list[Check]:

@@ -11,9 +11,9 @@ from typing import Any
 from kiln.engine import image_document
 from kiln.image import Image, Setting
 from kiln.model import Model
-from kiln.verify.checks import Check, Outcome, Subject, failed, passed
+from kiln.verify.checks import Check, Outcome, Subject, errored, failed, passed
 from kiln.verify.evidence import judge_path, read_evidence
-from kiln.verify.serve import Served, serve
+from kiln.verify.serve import LOG_LIMIT, Served, serve, tail
 
 # Written by plugins/vllm-mhc-switch: the path that the built model has, and the one that its first real forward pass took.
 BUILT = re.compile(r"kiln-mhc: path=(\S+) requested=(\S+) env=(\S+) platform=(\S+) vllm=(\S+)")
@@ -72,7 +72,7 @@ def _setting_checks(runs: _Runs, setting: Setting) -> list[Check]:
             f"serve.{setting.name}.path",
             "generate",
             f"the log proves that the {setting.path} mHC path ran",
-            lambda: rocm_path(runs.of(setting), runs.environment(setting)) if runs.on_rocm else path(runs.of(setting)),
+            lambda: proven_path(runs, setting),
         ),
     ]
 
@@ -152,6 +152,17 @@ def answers(served: Served) -> Outcome:
         )
         return Outcome("fail", f"{len(wrong)} of {len(given)} answers are wrong\n{shown}", evidence, served.timing)
     return Outcome("pass", f"{len(exact)} of {len(given)} answers exact", evidence, served.timing)
+
+
+def proven_path(runs: _Runs, setting: Setting) -> Outcome:
+    """The path that a setting's log proves; a log that is not whole proves none."""
+    served = runs.of(setting)
+    if served.flooded:
+        return errored(
+            f"the server wrote more than {LOG_LIMIT >> 20} MiB of log, and what would prove its path may be lost in that; its last lines read:\n"
+            + tail(served.log)
+        )
+    return rocm_path(served, runs.environment(setting)) if runs.on_rocm else path(served)
 
 
 def path(served: Served) -> Outcome:

@@ -24,6 +24,8 @@ from kiln.model import Model
 from kiln.verify.checks import Subject
 
 PORT = 8000
+# A server's whole log, start-up and all, is below 1 MiB. Of one that writes without end the engine keeps 64 MiB, and not its beginning.
+LOG_LIMIT = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Served:
     trouble: str
     seconds: float
     timing: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def flooded(self) -> bool:
+        """Whether the server wrote more than is read: what proves a path may be lost then."""
+        return len(self.log) >= LOG_LIMIT
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,8 @@ class Server:
         )
 
     def log(self) -> str:
-        """What the server said so far."""
-        return said(self._container)
+        """What the server said so far, at most ``LOG_LIMIT`` bytes of it."""
+        return said(self._container, limit=LOG_LIMIT)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import pytest
 from tests.integration.conftest import Project
 
 pytestmark = pytest.mark.engine
+SITE = "/usr/local/lib/python3.11/dist-packages"
 
 
 def digest(done_out: str) -> str:
@@ -75,6 +77,26 @@ def test_a_changed_sha256_in_the_lock_is_refused_with_what_came(project: Project
     assert not project.blob(wrong).exists()
     project.lock_file.write_text(text)
     assert project.kiln("build", "toy").code == 0
+
+
+def test_an_edit_that_keeps_the_size_arrives_in_the_image(project: Project) -> None:
+    """BuildKit compares a context's files by size and time with what it was sent before."""
+    source = project.root / "standin" / "standin_server.py"
+    for letter in "abc":
+        text = re.sub(r"A stand-in (\w?) ?for", f"A stand-in {letter} for", source.read_text())
+        source.write_text(text)
+        built = project.kiln("--json", "build", "toy")
+        assert built.code == 0, built.err
+        reference = json.loads(built.out)[0]["reference"]
+        words = ["run", "--rm", "--network=none", "--entrypoint=cat", reference, f"{SITE}/standin_server.py"]
+        shown = subprocess.run(
+            ["docker", *words],
+            env=project.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert shown == text
 
 
 def test_edited_pins_and_a_missing_lock_are_refused_with_the_command(project: Project) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,11 +85,9 @@ def test_a_folder_that_is_no_checkpoint_is_refused(project: Project, tmp_path: P
 
 
 def test_no_container_is_left(project: Project, tmp_path: Path) -> None:
-    import subprocess
-
     verify(project, tmp_path, "die")
     left = subprocess.run(
-        ["docker", "ps", "--all", "--quiet", "--filter", "label=io.kiln.run"],
+        ["docker", "ps", "--all", "--quiet", "--filter", "label=io.kiln.owner"],
         env=project.environment,
         check=True,
         capture_output=True,

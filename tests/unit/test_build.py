@@ -21,7 +21,7 @@ from kiln.pins import Pins
 from kiln.plan import Context
 from kiln.process import Finished, raise_if_disk_full
 from kiln.render import Rendered, render
-from kiln.store import BLOB_TIME, Store, write_whole
+from kiln.store import Store, content_time, write_whole
 from kiln.workspace import Workspace
 
 LOG = """#0 building with "default" instance using docker driver
@@ -149,7 +149,9 @@ def test_a_context_of_wheels_holds_them_and_their_requirements(toy: Workspace, s
         "requirements.txt",
         "two-1-py3-none-any.whl",
     ]
-    assert {path.stat().st_mtime for path in (folder, *folder.iterdir())} == {BLOB_TIME}
+    times = {path.name: path.stat().st_mtime for path in (folder, *folder.iterdir())}
+    assert times.pop("requirements.txt") == times.pop(folder.name) == content_time("d" * 64)
+    assert times == {wheel.file: content_time(wheel.sha256) for wheel in wheels}
     assert lay_out(toy, Context("wheels-app", "", "d" * 64, wheels=wheels), store, "") == folder
 
 
@@ -178,7 +180,7 @@ def test_a_context_of_sources_leaves_caches_and_tests_out(toy: Workspace, store:
         (plugin / name).mkdir()
     folder = lay_out(toy, Context("source-plugins", "", "e" * 64, sources=("plugins/toy-plugin",)), store, "")
     assert sorted(path.name for path in (folder / "toy-plugin").iterdir()) == ["pyproject.toml", "toy_plugin.py"]
-    assert {path.stat().st_mtime for path in folder.rglob("*")} == {BLOB_TIME}
+    assert {path.stat().st_mtime for path in folder.rglob("*")} == {content_time("e" * 64)}
 
 
 def test_the_main_context_is_the_root_file_system(toy: Workspace, store: Store) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kiln.errors import DiskFullError, HashMismatchError, StoreDamagedError
-from kiln.store import BLOB_TIME, Store, write_whole
+from kiln.store import BLOB_TIME, Store, content_time, write_whole
 
 DATA = b"what the lock names"
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -46,10 +46,16 @@ def test_the_right_file_is_moved_in(store: Store, source: Path) -> None:
     assert store.check(SHA256, "toy.whl") == path
 
 
-def test_blobs_are_read_only_and_have_one_time(store: Store, source: Path) -> None:
+def test_blobs_are_read_only_and_have_the_time_of_their_contents(store: Store, source: Path) -> None:
     found = add(store, source).stat()
     assert found.st_mode & 0o777 == 0o444
-    assert found.st_mtime == BLOB_TIME
+    assert found.st_mtime == content_time(SHA256)
+
+
+def test_other_contents_have_another_time_and_none_is_of_the_future() -> None:
+    times = [content_time(hashlib.sha256(bytes([number])).hexdigest()) for number in range(256)]
+    assert len(set(times)) == 256
+    assert all(BLOB_TIME <= moment < 1577836800 for moment in times)
 
 
 def test_adding_the_same_file_twice_is_fine(store: Store, source: Path) -> None:

@@ -6,6 +6,7 @@ STANDIN: right (default), wrong, die, die-late, hang, garbage, flood, no-path, o
 import json
 import os
 import sys
+import threading
 import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,9 +53,6 @@ class Handler(BaseHTTPRequestHandler):
         if MODE == "garbage":
             self.wfile.write(b"\0\1\2 no HTTP at all\n" * 100)
             return
-        if MODE == "flood":
-            for _ in range(3_000_000):
-                print("x" * 200)
         chat = "messages" in asked
         found = next(
             p
@@ -83,6 +81,12 @@ def bench():
     (Path(told["--result-dir"]) / told["--result-filename"]).write_text(json.dumps(figures))
 
 
+def flood():
+    """Write to the log as fast as it is taken, for as long as there is a server."""
+    while True:
+        sys.stdout.write("x" * 4095 + "\n")
+
+
 def main():
     """Serve the folder given as the first argument."""
     if MODE == "die":
@@ -93,5 +97,7 @@ def main():
     if MODE != "no-path":
         print(f"(EngineCore pid=1) kiln-mhc: path={path} requested=x env=x platform=standin vllm=0", file=sys.stderr)
         print(f"(EngineCore pid=1) kiln-mhc: ran path={path} calls=x", file=sys.stderr, flush=True)
+    if MODE == "flood":
+        threading.Thread(target=flood, daemon=True).start()
     Handler.prompts = json.loads((Path(sys.argv[1]) / "answers.json").read_text())["prompts"]
     ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
