@@ -89,7 +89,15 @@ class Server:
             if self.ending():
                 thread.join(5)
                 break
+        if outcome and outcome[0].code != 0:
+            self._settle()
         return outcome[0] if outcome else Executed(None, "", "")
+
+    def _settle(self, seconds: float = 3.0) -> None:
+        """Give the engine time to notice an end: what ran beside a server that died ends first, and looks as if it had failed by itself."""
+        deadline = time.monotonic() + seconds
+        while not self.ending() and time.monotonic() < deadline:
+            time.sleep(0.2)
 
     def ending(self) -> str:
         """How the server ended, or nothing while it runs."""
