@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from kiln_vllm_cpu_shims import tile_scheduler
+from kiln_vllm_cpu_shims.kernels import registration as kernels
 from kiln_vllm_cpu_shims.operators import registration
 from kiln_vllm_cpu_shims.post_import import when_imported
 
@@ -48,6 +49,7 @@ def register() -> None:
         return
     require_interpreter()
     when_imported(registration.MODULE, registration.provide)
+    kernels.register()
     version = str(vllm.__version__)
     source = tile_scheduler.read_source(vllm, version)
     if not tile_scheduler.needs_mending(source, version):
