@@ -197,6 +197,26 @@ def register_fake(name, fake, lib):
     lib.fakes[name] = fake
 """
 
+# Triton's interpreter, as far as it is looked at and launched.
+INTERPRETER = """
+from dataclasses import dataclass
+@dataclass(frozen=True)
+class InterpreterOptions:
+    arch: str = "interpreted"
+    sanitize_overflow: bool = True
+class InterpreterBuilder:
+    def __init__(self):
+        self.options = InterpreterOptions()
+interpreter_builder = InterpreterBuilder()
+class InterpretedFunction:
+    def __init__(self, fn):
+        self.fn = fn
+        self.__name__ = fn.__name__
+        self.arg_names = fn.__code__.co_varnames[: fn.__code__.co_argcount]
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: self.fn(*args, **{k: v for k, v in kwargs.items() if k in self.arg_names})
+"""
+
 FILES = {
     "vllm/__init__.py": '__version__ = "0.32.0"\n',
     "vllm/envs.py": "environment_variables = {}\n",
@@ -232,6 +252,8 @@ FILES = {
     "torch/compiler.py": "compiling = False\ndef is_compiling(): return compiling\n",
     "triton/__init__.py": "",
     "triton/knobs.py": ("from types import SimpleNamespace\nruntime = SimpleNamespace(interpret=True)\n"),
+    "triton/runtime/__init__.py": "",
+    "triton/runtime/interpreter.py": INTERPRETER,
     "triton/backends/__init__.py": "backends = {}\n",
     "triton/backends/compiler.py": (
         "from abc import ABC, abstractmethod\n"
