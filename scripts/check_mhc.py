@@ -325,12 +325,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", action="append", choices=sorted(BACKENDS), help="repeatable; default: formula, race, race-one-row")
     parser.add_argument("--hidden", type=int, nargs="+", default=[1280])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[tokens for tokens in EDGES if tokens <= 1025])
+    parser.add_argument("--tokens", nargs="+", default=[str(tokens) for tokens in EDGES if tokens <= 1025], help="counts, or all: every edge up to 65536")
     parser.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--runs", type=int, default=3, help="of every case: the race is a matter of timing")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    counts = EDGES if arguments.tokens == ["all"] else [int(tokens) for tokens in arguments.tokens]
     names = arguments.backend or ["formula", "race", "race-one-row"]
     # Kernels' compilers write to standard output too: what is not the document goes to standard error.
     told = os.fdopen(os.dup(1), "w")
@@ -350,7 +351,7 @@ def main() -> int:
         except Exception as error:  # noqa: BLE001 - whatever keeps a backend from loading, it was not looked at
             could_not.append(f"{name} could not be loaded: {type(error).__name__}: {error}")
             continue
-        for case in (Case(name, kind, h, m, arguments.seed) for h in arguments.hidden for m in arguments.tokens for kind in arguments.kind):
+        for case in (Case(name, kind, h, m, arguments.seed) for h in arguments.hidden for m in counts for kind in arguments.kind):
             try:
                 found = look(case, backend, arguments.device, arguments.runs)
             except Exception as error:  # noqa: BLE001 - the other cases are looked at all the same

@@ -13,9 +13,9 @@ from kiln.verify.checks import Check, Outcome, Subject, errored
 from kiln.verify.plots import error_plots
 
 # A processor computes the float64 reference too, so it gets fewer sizes: one real hidden size, both sides of the edges of a wave's 16 rows and a
-# tile's 64. A GPU gets every size that DeepSeek V4's configurations have, up to the longest prefill.
-ON_PROCESSOR = ("--hidden", "1280", "--tokens", "1", "16", "17", "63", "64", "65", "129", "--runs", "2")
-ON_GPU = ("--hidden", "1280", "4096", "7168", "--runs", "20")
+# tile's 64, 210 runs in all. A GPU gets every size that DeepSeek V4's configurations have and every edge up to the longest prefill.
+ON_PROCESSOR = ("--hidden", "1280", "--tokens", "1", "16", "17", "63", "64", "65", "129", "--runs", "10")
+ON_GPU = ("--hidden", "1280", "4096", "7168", "--tokens", "all", "--runs", "20")
 # The emulated race wherever it can hit a row, 200 times in all; rows of one magnitude would hide it.
 RACES = ("race", "race-one-row")
 EMULATED = ("--hidden", "1280", "--tokens", "17", "64", "65", "129", "--kind", "scaled", "--runs", "25")
