@@ -20,6 +20,8 @@ BUILT = re.compile(r"kiln-mhc: path=(\S+) requested=(\S+) env=(\S+) platform=(\S
 RAN = re.compile(r"kiln-mhc: ran path=(\S+) calls=(\S+)")
 # Written by plugins/vllm-cpu-shims: whose operators of DeepSeek V4 the CPU model calls, vLLM's compiled ones or ours in PyTorch.
 OPERATORS = re.compile(r"kiln-cpu-shims: operators=(compiled|pytorch)")
+# And how Triton's kernels ran: interpreted, or in numpy.
+KERNELS = re.compile(r"kiln-cpu-shims: kernels=(\w+)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\((?:EngineCore|Worker|APIServer)[^)]*\) ?")
 
@@ -140,6 +142,8 @@ def answers(served: Served) -> Outcome:
     }
     if operators := OPERATORS.search(served.log):
         evidence["operators"] = operators.group(1)
+    if kernels := sorted(set(KERNELS.findall(served.log))):
+        evidence["kernels"] = kernels
     if served.trouble:
         return Outcome("fail", f"no full set of answers: {served.trouble}", evidence, served.timing)
     if not given or document.get("total") != len(given):
@@ -151,7 +155,8 @@ def answers(served: Served) -> Outcome:
             for answer in wrong[:8]
         )
         return Outcome("fail", f"{len(wrong)} of {len(given)} answers are wrong\n{shown}", evidence, served.timing)
-    return Outcome("pass", f"{len(exact)} of {len(given)} answers exact", evidence, served.timing)
+    stand_in = "; PyTorch operators in place of vLLM's compiled ones" if evidence.get("operators") == "pytorch" else ""
+    return Outcome("pass", f"{len(exact)} of {len(given)} answers exact{stand_in}", evidence, served.timing)
 
 
 def proven_path(runs: _Runs, setting: Setting) -> Outcome:

@@ -182,11 +182,15 @@ def test_anything_less_fails(run: Served, word: str) -> None:
 @pytest.mark.parametrize("operators", ["compiled", "pytorch"])
 def test_the_evidence_says_whose_operators_ran(operators: str) -> None:
     log = f"(Worker pid=45) INFO [registration.py:147] kiln-cpu-shims: operators={operators} count=16 reason=x\n"
-    assert answers(served(answer("q1"), log=log)).evidence["operators"] == operators
+    log += "INFO kiln-cpu-shims: kernels=numpy names=a,b\nINFO kiln-cpu-shims: kernels=interpreted names=c reason=x\n"
+    outcome = answers(served(answer("q1"), log=log))
+    assert outcome.evidence["operators"] == operators
+    assert outcome.evidence["kernels"] == ["interpreted", "numpy"]
+    assert ("PyTorch operators in place of vLLM's" in outcome.summary) == (operators == "pytorch")
 
 
 def test_a_log_without_that_line_claims_no_operators() -> None:
-    assert "operators" not in answers(served(answer("q1"))).evidence
+    assert not {"operators", "kernels"} & answers(served(answer("q1"))).evidence.keys()
 
 
 def test_settings_that_answer_alike_agree() -> None:
