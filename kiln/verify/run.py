@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from kiln.build import Built
 from kiln.console import Console
-from kiln.containers import connect, remove_left_over
+from kiln.containers import Client, connect, remove_left_over
 from kiln.engine import Engine
 from kiln.gpu import devices, gpus
 from kiln.image import Image
@@ -72,19 +72,10 @@ def verify(
     with connect(engine, workspace.identity) as client, ExitStack() as opened:
         if left := remove_left_over(client):
             console.note(f"removed {left} containers of a run that was killed")
-        chain = [one for one in stack if one.image.name in rendered.parents] + [rendered]
-        subject = Subject(
-            workspace,
-            pins,
-            lock,
-            image,
-            rendered.labels,
-            tuple(name for one in chain for name in source_wheels(workspace, pins, one)),
-            built,
-            engine,
-            client,
-            tuple(name for one in chain for name in one.image.components),
-            sbom=rendered.sbom,
+        chain = [*below(rendered, stack), rendered]
+        subject = replace(
+            subject_of(workspace, pins, lock, rendered, stack, built, engine, client),
+            image=image,
             caches=opened.enter_context(store.scratch()),
         )
         lacking = lacking_here(image.needs, pins.archs)
@@ -120,6 +111,38 @@ def verify(
     versions = {unit.name: unit.version for one in chain for unit in one.units}
     report = make_report(subject, results, versions, identity, began, scope, found)
     return Verified(report, write_report(workspace, report))
+
+
+def below(rendered: Rendered, stack: Iterable[Rendered]) -> list[Rendered]:
+    """The images of the stack that an image stands on, the lowest first."""
+    return [one for one in stack if one.image.name in rendered.parents]
+
+
+def subject_of(
+    workspace: Workspace,
+    pins: Pins,
+    lock: Lock,
+    rendered: Rendered,
+    stack: tuple[Rendered, ...],
+    built: Built,
+    engine: Engine,
+    client: Client,
+) -> Subject:
+    """What is looked at: a built image, with what it and those it stands on are meant to hold."""
+    chain = [*below(rendered, stack), rendered]
+    return Subject(
+        workspace,
+        pins,
+        lock,
+        rendered.image,
+        rendered.labels,
+        tuple(name for one in chain for name in source_wheels(workspace, pins, one)),
+        built,
+        engine,
+        client,
+        tuple(name for one in chain for name in one.image.components),
+        sbom=rendered.sbom,
+    )
 
 
 def narrowed(image: Image, backend: Backend) -> Image:

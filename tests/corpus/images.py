@@ -15,11 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import docker
-
 from kiln.build import known_build
 from kiln.console import Console
-from kiln.containers import container, wait
+from kiln.containers import Client, container, wait
 from kiln.engine import Engine, find_engine, image_digest
 from kiln.lockentries import Wheel
 from kiln.lockfile import Lock, read_lock
@@ -27,7 +25,7 @@ from kiln.pins import read_pins
 from kiln.render import render
 from kiln.verify.checks import Check, Outcome, Subject, run_checks
 from kiln.verify.contents import MEMORY, SECONDS, content_checks
-from kiln.verify.run import source_wheels
+from kiln.verify.run import subject_of
 from kiln.verify.static import static_checks
 from kiln.workspace import Workspace
 from tests.corpus.cases import Case, CorpusError, fixture
@@ -67,7 +65,8 @@ class Images:
                 "no container engine is up: make image STACK=cpu starts one, and builds what this looks at"
             )
         self.engine: Engine = engine
-        self.client = docker.DockerClient(base_url=engine.host, timeout=120)
+        self.client = Client(base_url=engine.host, timeout=120)
+        self.client.owner = self.workspace.identity
 
     def base(self, name: str) -> Subject:
         """A base by its name. Raises CorpusError saying what makes it, where it is not in the engine."""
@@ -92,19 +91,7 @@ class Images:
         built = known_build(workspace, rendered, self.engine)
         if built is None:
             raise CorpusError(f"{name} is not in the engine as the pins are now: run `{how}` first")
-        chain = [one for one in stack_images if one.image.name in rendered.parents] + [rendered]
-        return Subject(
-            workspace,
-            pins,
-            lock,
-            rendered.image,
-            rendered.labels,
-            tuple(wheel for one in chain for wheel in source_wheels(workspace, pins, one)),
-            built,
-            self.engine,
-            self.client,
-            tuple(component for one in chain for component in one.image.components),
-        )
+        return subject_of(workspace, pins, lock, rendered, stack_images, built, self.engine, self.client)
 
     def look(self, case: Case) -> dict[str, Outcome]:
         """Lay the case on its base, and what the static checks say: of a defect the check that must see it, of a clean variant all of them."""
