@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -38,12 +39,30 @@ def test_building_again_builds_nothing(project: Project) -> None:
     assert "fetching" not in second.err
 
 
-def test_the_same_inputs_give_the_same_digest(project: Project) -> None:
+def without_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have bake use no step that was carried out before. The cache, which may be a person's own, stays as it is."""
+    (folder / "bin").mkdir()
+    wrapper = folder / "bin" / "docker"
+    wrapper.write_text(
+        f'#!/bin/sh\n[ "$1 $2" = "buildx bake" ] && {{ shift 2; set -- buildx bake --no-cache "$@"; }}\nexec {shutil.which("docker")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+
+
+def test_the_same_inputs_give_the_same_digest(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = digest(project.kiln("build", "toy").out)
-    forget_cached_steps(project)
+    (record,) = (project.state / "builds").iterdir()
+    record.unlink()
+    without_cache(tmp_path, monkeypatch)
     again = project.kiln("build", "toy")
     assert again.code == 0, again.err
     assert "is built already" not in again.err
+    log = (project.state / "logs" / "build-toy.log").read_text()
+    assert "uv pip install" in log
+    assert "CACHED" not in log
     assert digest(again.out) == before
 
 

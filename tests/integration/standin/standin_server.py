@@ -98,6 +98,9 @@ def main():
         print(f"(EngineCore pid=1) kiln-mhc: path={path} requested=x env=x platform=standin vllm=0", file=sys.stderr)
         print(f"(EngineCore pid=1) kiln-mhc: ran path={path} calls=x", file=sys.stderr, flush=True)
     if MODE == "flood":
+        # More than anybody reads, before the first answer.
+        for _ in range(5000):
+            sys.stdout.write("x" * 4095 + "\n")
         threading.Thread(target=flood, daemon=True).start()
     Handler.prompts = json.loads((Path(sys.argv[1]) / "answers.json").read_text())["prompts"]
     ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
