@@ -24,8 +24,3 @@ class Scope:
     level: Level = DEFAULT
     backend: Backend = "both"
     model: str = "tiny"
-
-    @property
-    def whole(self) -> bool:
-        """Whether a report of this scope speaks for the image: every check of ``DEFAULT``, every setting, the checkpoint that is made for it."""
-        return self == Scope()

@@ -72,7 +72,6 @@ def verify(
     with connect(engine, workspace.identity) as client, ExitStack() as opened:
         if left := remove_left_over(client):
             console.note(f"removed {left} containers of a run that was killed")
-        chain = [*below(rendered, stack), rendered]
         subject = replace(
             subject_of(workspace, pins, lock, rendered, stack, built, engine, client),
             image=image,
@@ -86,7 +85,8 @@ def verify(
         if LEVELS.index(scope.level) >= LEVELS.index("ops"):
             checks += ops_checks(subject, lacking, unsafe)
         if LEVELS.index(scope.level) >= LEVELS.index("generate") and image.settings:
-            served, unserved = parted(image, unsafe)
+            # Where nothing can be served, that is the one reason for every setting.
+            served, unserved = parted(image, {} if lacking else unsafe)
             checkpoint: Model | None = None
             if lacking:
                 checks += unserved_checks(image, lacking)
@@ -108,7 +108,7 @@ def verify(
                     console=console,
                 )
         results = run_checks(checks, console)
-    versions = {unit.name: unit.version for one in chain for unit in one.units}
+    versions = {unit.name: unit.version for one in [*below(rendered, stack), rendered] for unit in one.units}
     report = make_report(subject, results, versions, identity, began, scope, found)
     return Verified(report, write_report(workspace, report))
 

@@ -42,7 +42,8 @@ class Served:
     @property
     def flooded(self) -> bool:
         """Whether the server wrote more than is read: what proves a path may be lost then."""
-        return len(self.log) >= LOG_LIMIT
+        # In bytes, as it was cut: a log may hold signs of several.
+        return len(self.log.encode()) >= LOG_LIMIT
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from kiln.verify.checks import Check, Outcome, Result, Subject, differing, faile
 from kiln.verify.generate import agree, answers, generate_checks, known, path, rocm_path
 from kiln.verify.report import good_report, judge, make_report, table, write_report
 from kiln.verify.required import required_checks
-from kiln.verify.serve import Served
+from kiln.verify.serve import LOG_LIMIT, Served
 from kiln.workspace import Workspace
 
 DIGEST = "sha256:" + "a" * 64
@@ -187,6 +187,11 @@ def test_the_evidence_says_whose_operators_ran(operators: str) -> None:
     assert outcome.evidence["operators"] == operators
     assert outcome.evidence["kernels"] == ["interpreted", "numpy"]
     assert ("PyTorch operators in place of vLLM's" in outcome.summary) == (operators == "pytorch")
+
+
+def test_a_log_that_was_cut_is_known_by_its_bytes() -> None:
+    assert served(log="ä" * (LOG_LIMIT // 2)).flooded
+    assert not served(log="a" * (LOG_LIMIT - 1)).flooded
 
 
 def test_a_log_without_that_line_claims_no_operators() -> None:
