@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from kiln.console import Console
 from kiln.gates import Accuracy, Gates
+from kiln.image import Setting
 from kiln.model import Model
 from kiln.verify.checks import Check, Outcome, Status, Subject, errored, failed
+from kiln.verify.generate import proven_path
 from kiln.verify.measure import Measured, Measurements, measure
 from kiln.verify.statistics import (
     ALPHA,
@@ -57,6 +60,15 @@ def gate_checks(
             lambda name=name: accuracy(job.found.questions[name], gates.accuracy),  # type: ignore[misc]
         )
         for name in names
+    ]
+    checks += [
+        _check(
+            f"path.{setting.name}",
+            f"every server that was measured with the setting {setting.name} took the {setting.path} path",
+            cannot,
+            lambda setting=setting: measured_path(subject, job.found, setting),  # type: ignore[misc]
+        )
+        for setting in subject.image.settings
     ]
     checks += [
         Check(f"gates.{task}.{name}", "gates", reason, lambda reason=reason: Outcome("skip", reason))  # type: ignore[misc]
@@ -113,6 +125,17 @@ class _Job:
                 self._trouble = error
                 raise
         return self._found
+
+
+def measured_path(subject: Subject, found: Measurements, setting: Setting) -> Outcome:
+    """The path that the logs of one setting's servers prove: what was measured on another path says nothing of this one."""
+    outcomes = [proven_path(subject, served) for served in found.served if served.setting == setting]
+    if not outcomes:
+        return errored(f"no server was started with the setting {setting.name}")
+    bad = [outcome for outcome in outcomes if outcome.status != "pass"]
+    if bad:
+        return replace(bad[0], summary=f"{len(bad)} of {len(outcomes)} servers: {bad[0].summary}")
+    return replace(outcomes[0], summary=f"{len(outcomes)} servers, {outcomes[0].summary}")
 
 
 def accuracy(asked: Measured, wanted: Accuracy) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from typing import Any
 
@@ -26,9 +27,13 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\((?:EngineCore|Worker|APIServer)[^)]*\) ?")
 
 
-def generate_checks(subject: Subject, model: Model) -> list[Check]:
-    """The checks of every setting of the image, and that the settings agree."""
-    runs = _Runs(subject, model)
+def generate_checks(subject: Subject, model: Model, ahead: Executor | None = None) -> list[Check]:
+    """The checks of every setting of the image, and that the settings agree.
+
+    ``ahead`` serves the first setting at once, while other checks look, and the others together when these are done; without it a server starts
+    when the first check asks for it.
+    """
+    runs = _Runs(subject, model, ahead)
     checks = [
         Check(
             "model.known",
@@ -74,31 +79,34 @@ def _setting_checks(runs: _Runs, setting: Setting) -> list[Check]:
             f"serve.{setting.name}.path",
             "generate",
             f"the log proves that the {setting.path} mHC path ran",
-            lambda: proven_path(runs, setting),
+            lambda: proven_path(runs.subject, runs.of(setting)),
         ),
     ]
 
 
 class _Runs:
-    """One server run a setting, made when the first check asks for it."""
+    """One server run a setting: begun ahead, or when the first check asks for it."""
 
-    def __init__(self, subject: Subject, model: Model) -> None:
-        self._subject, self._model = subject, model
+    def __init__(self, subject: Subject, model: Model, ahead: Executor | None) -> None:
+        self.subject, self._model = subject, model
         self._served: dict[str, Served] = {}
-        self.on_rocm = subject.pins.target == "rocm"
+        self._ahead = ahead
+        self._begun: dict[str, Future[Served]] = {}
+        self._begin(subject.image.settings[:1])
 
-    def environment(self, setting: Setting) -> dict[str, str]:
-        """The variables that the server ran with: the image's own, those of the images below it among them, then the setting's."""
-        document = image_document(self._subject.engine, self._subject.built.reference) or {}
-        given = (document.get("Config") or {}).get("Env") or []
-        return {**dict(item.split("=", 1) for item in given), **dict(setting.env)}
+    def _begin(self, settings: tuple[Setting, ...]) -> None:
+        for setting in settings:
+            if self._ahead and setting.name not in self._begun:
+                self._begun[setting.name] = self._ahead.submit(serve, self.subject, self._model, setting)
 
     def of(self, setting: Setting) -> Served:
+        self._begin(self.subject.image.settings)
         if setting.name not in self._served:
-            self._served[setting.name] = serve(self._subject, self._model, setting)
-            folder = self._subject.workspace.state / "logs"
+            begun = self._begun.get(setting.name)
+            self._served[setting.name] = begun.result() if begun else serve(self.subject, self._model, setting)
+            folder = self.subject.workspace.state / "logs"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"serve-{self._subject.image.name}-{setting.name}.log").write_text(
+            (folder / f"serve-{self.subject.image.name}-{setting.name}.log").write_text(
                 self._served[setting.name].log, encoding="utf-8"
             )
         return self._served[setting.name]
@@ -159,15 +167,21 @@ def answers(served: Served) -> Outcome:
     return Outcome("pass", f"{len(exact)} of {len(given)} answers exact{stand_in}", evidence, served.timing)
 
 
-def proven_path(runs: _Runs, setting: Setting) -> Outcome:
-    """The path that a setting's log proves; a log that is not whole proves none."""
-    served = runs.of(setting)
+def environment(subject: Subject, setting: Setting) -> dict[str, str]:
+    """The variables that a server ran with: the image's own, those of the images below it among them, then the setting's."""
+    document = image_document(subject.engine, subject.built.reference) or {}
+    given = (document.get("Config") or {}).get("Env") or []
+    return {**dict(item.split("=", 1) for item in given), **dict(setting.env)}
+
+
+def proven_path(subject: Subject, served: Served) -> Outcome:
+    """The path that a server's log proves; a log that is not whole proves none."""
     if served.flooded:
         return errored(
             f"the server wrote more than {LOG_LIMIT >> 20} MiB of log, and what would prove its path may be lost in that; its last lines read:\n"
             + tail(served.log)
         )
-    return rocm_path(served, runs.environment(setting)) if runs.on_rocm else path(served)
+    return rocm_path(served, environment(subject, served.setting)) if subject.pins.target == "rocm" else path(served)
 
 
 def path(served: Served) -> Outcome:

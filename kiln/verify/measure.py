@@ -20,7 +20,7 @@ from kiln.pins import Pins
 from kiln.store import disk_full_is_an_error
 from kiln.uv import install_locked
 from kiln.verify.checks import Subject
-from kiln.verify.serve import PORT, Executed, Server, serving, tail
+from kiln.verify.serve import PORT, Executed, Served, Server, serving, tail
 from kiln.workspace import Workspace
 
 REQUIREMENTS = "requirements/gates.txt"
@@ -50,12 +50,13 @@ class LoadRun:
 
 @dataclass
 class Measurements:
-    """All that one job measured: the order of its servers (block, setting), the questions of each setting, every load."""
+    """All that one job measured: the order of its servers (block, setting), the questions of each setting, every load, every server's log."""
 
     order: tuple[tuple[int, str], ...]
     questions: dict[str, Measured] = field(default_factory=dict)
     loads: list[LoadRun] = field(default_factory=list)
     ready_seconds: list[float] = field(default_factory=list)
+    served: list[Served] = field(default_factory=list)
     vllm: str = ""
 
 
@@ -110,27 +111,41 @@ def _one_server(
     if data and isinstance(lm_eval, Path):
         mounts[data.resolve()] = "/kiln/data"
     with serving(subject, folder, setting, arguments=gates.serve, memory=gates.memory, mounts=mounts) as server:
-        ready = _run(server, "ready", gates.start_seconds)
-        if ready.result is None:
-            # Not ready in time: the server's fault, whatever kept it.
-            return Measured(None, f"{ready.trouble}; its last lines:\n{tail(server.log())}", dead=True)
-        found.ready_seconds.append(float(ready.result["ready_seconds"]))
-        found.vllm = str(ready.result["vllm_version"])
-        if setting.name not in found.questions:
-            asked = (
-                _run(server, "questions", gates.accuracy.seconds, _questions(gates.accuracy))
-                if isinstance(lm_eval, Path)
-                else lm_eval
-            )
-            found.questions[setting.name] = asked
-            if asked.dead:
-                return asked
-        for number, cell in enumerate(cells):
-            words = _load(gates.sweep, cell, seed_of(block, number))
-            run = _run(server, "load", gates.sweep.seconds, words)
-            found.loads.append(LoadRun(block, setting.name, cell, run))
-            if run.dead:
-                return run
+        dead = _asked(server, gates, cells, setting, block, lm_eval, found)
+        found.served.append(Served(setting, {}, server.log(), dead.trouble if dead else "", 0.0))
+    return dead
+
+
+def _asked(
+    server: Server,
+    gates: Gates,
+    cells: Sequence[Cell],
+    setting: Setting,
+    block: int,
+    lm_eval: Path | Measured,
+    found: Measurements,
+) -> Measured | None:
+    ready = _run(server, "ready", gates.start_seconds)
+    if ready.result is None:
+        # Not ready in time: the server's fault, whatever kept it.
+        return Measured(None, f"{ready.trouble}; its last lines:\n{tail(server.log())}", dead=True)
+    found.ready_seconds.append(float(ready.result["ready_seconds"]))
+    found.vllm = str(ready.result["vllm_version"])
+    if setting.name not in found.questions:
+        asked = (
+            _run(server, "questions", gates.accuracy.seconds, _questions(gates.accuracy))
+            if isinstance(lm_eval, Path)
+            else lm_eval
+        )
+        found.questions[setting.name] = asked
+        if asked.dead:
+            return asked
+    for number, cell in enumerate(cells):
+        words = _load(gates.sweep, cell, seed_of(block, number))
+        run = _run(server, "load", gates.sweep.seconds, words)
+        found.loads.append(LoadRun(block, setting.name, cell, run))
+        if run.dead:
+            return run
     return None
 
 

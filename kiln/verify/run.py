@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -92,7 +93,9 @@ def verify(
                 checks += unserved_checks(image, lacking)
             elif served.settings:
                 checkpoint = opened.enter_context(_checkpoint(subject, store, console, scope.model))
-                checks += generate_checks(replace(subject, image=served), checkpoint)
+                # A server's start is single-threaded for most of its time, and so are the checks before it. A GPU is not shared with them.
+                ahead = opened.enter_context(_ahead(client)) if image.needs != "gpu" else None
+                checks += generate_checks(replace(subject, image=served), checkpoint, ahead)
                 identity = checkpoint.identity
             checks += [check for reason, one in unserved.items() for check in unserved_checks(one, reason)]
             if scope.level == "gates" and image.gates:
@@ -111,6 +114,18 @@ def verify(
     versions = {unit.name: unit.version for one in [*below(rendered, stack), rendered] for unit in one.units}
     report = make_report(subject, results, versions, identity, began, scope, found)
     return Verified(report, write_report(workspace, report))
+
+
+@contextmanager
+def _ahead(client: Client) -> Iterator[Executor]:
+    """Something that serves while other checks look, two servers at a time. What was begun and is not wanted any more is ended, not waited for."""
+    with ThreadPoolExecutor(2, thread_name_prefix="kiln-serve") as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            remove_left_over(client)
+            raise
 
 
 def below(rendered: Rendered, stack: Iterable[Rendered]) -> list[Rendered]:

@@ -123,25 +123,24 @@ def serving(
     folder: Path,
     setting: Setting,
     *,
-    arguments: Sequence[str] | None = None,
-    memory: int | None = None,
+    arguments: Sequence[str],
+    memory: int,
     mounts: Mapping[Path, str] | None = None,
 ) -> Iterator[Server]:
     """A server of the checkpoint in ``folder``, started with one setting, and ended at the end. Raises EngineError where there is no container.
 
-    ``arguments`` and ``memory`` stand in the place of the smoke test's, ``mounts`` are more folders to read.
+    ``arguments`` come after the image's own entry point, ``memory`` is in bytes, ``mounts`` are more folders to read.
     """
-    given = subject.image.serve if arguments is None else arguments
     shared, variables = subject.shared()
     with container(
         subject.client,
         subject.built.reference,
-        command=["/model", f"--port={PORT}", "--host=127.0.0.1", *given],
+        command=["/model", f"--port={PORT}", "--host=127.0.0.1", *arguments],
         # The log is read while the server still runs: nothing that proves a path may wait in a buffer.
         env={"PYTHONUNBUFFERED": "1", **variables, **dict(setting.env)},
         mounts={folder: "/model", subject.workspace.root / "scripts": "/kiln/scripts", **(mounts or {})},
         writable=shared,
-        memory=subject.image.memory if memory is None else memory,
+        memory=memory,
         gpus=subject.gpus,
     ) as started:
         yield Server(started)
@@ -151,17 +150,22 @@ def serve(subject: Subject, model: Model, setting: Setting) -> Served:
     """Start the server with one setting, ask every question, and end it. Raises EngineError where there is no container."""
     began = time.monotonic()
     image = subject.image
+    # Real weights need what their measuring needs: several GPUs, memory and time.
+    real = image.gates if model.made is None else None
+    arguments, memory, start_seconds = (
+        (real.serve, real.memory, real.start_seconds) if real else (image.serve, image.memory, image.start_seconds)
+    )
     command = [
         "python3",
         "/kiln/scripts/ask_server.py",
         "--answers=/model/answers.json",
         f"--port={PORT}",
-        f"--ready-timeout={image.start_seconds}",
+        f"--ready-timeout={start_seconds}",
         f"--request-timeout={image.answer_seconds}",
         f"--total-timeout={image.answer_seconds}",
     ]
-    seconds_at_most = image.start_seconds + image.answer_seconds
-    with serving(subject, model.folder, setting) as server:
+    seconds_at_most = start_seconds + image.answer_seconds
+    with serving(subject, model.folder, setting, arguments=arguments, memory=memory) as server:
         asked = server.execute(command, seconds_at_most + 15)
         log = server.log()
         ending = server.ending()

@@ -79,6 +79,8 @@ def test_a_good_image_passes_its_gates(project: Project, tmp_path: Path) -> None
     assert {name: check["status"] for name, check in found.items()} == {
         "gates.answers.default": "pass",
         "gates.answers.tilelang": "pass",
+        "gates.path.default": "pass",
+        "gates.path.tilelang": "pass",
         "gates.answers.paired": "pass",
         "gates.throughput": "pass",
     }, done.err
@@ -104,6 +106,8 @@ def test_a_server_that_dies_fails_every_gate_that_needs_it(project: Project, tmp
     assert {name: check["status"] for name, check in found.items()} == {
         "gates.answers.default": "fail",
         "gates.answers.tilelang": "fail",
+        "gates.path.default": "pass",
+        "gates.path.tilelang": "pass",
         "gates.answers.paired": "error",
         "gates.throughput": "fail",
     }

@@ -28,7 +28,7 @@ from kiln.verify.throughput import baselines, judge_sweep
 from kiln.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 RECORDED = Path(__file__).parents[1] / "corpus" / "gates"
 PLAIN = Setting("default", "nothing set", (), "unfused")
@@ -416,8 +416,8 @@ def test_a_run_without_a_result_says_why(done: Executed, ending: str, words: str
 class Standin:
     """Stands in for a server; ``says`` gives run_gate.py's result for what is asked."""
 
-    def __init__(self, says: Any, asked: list[list[str]]) -> None:
-        self._says, self._asked, self._ended = says, asked, ""
+    def __init__(self, says: Any, asked: list[list[str]], path: str) -> None:
+        self._says, self._asked, self._ended, self._path = says, asked, "", path
 
     def execute(self, command: list[str], seconds: float) -> Executed:
         self._asked.append(command[2:])
@@ -431,7 +431,7 @@ class Standin:
         return self._ended
 
     def log(self) -> str:
-        return "the last line"
+        return f"kiln-mhc: path={self._path} requested=x env=x platform=x vllm=x\nkiln-mhc: ran path={self._path} calls=1\nthe last line"
 
 
 READY = {"ready_seconds": 1.0, "vllm_version": "0.1", "model": "m"}
@@ -444,7 +444,12 @@ def job(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     """Runs the gates with servers that are stood in for; returns what the checks found, and what was asked of which server."""
 
     def run(
-        says: Any = None, *, settings: tuple[Setting, ...] = (PLAIN, FUSED), gates: Gates = GATES, **more: Any
+        says: Any = None,
+        *,
+        settings: tuple[Setting, ...] = (PLAIN, FUSED),
+        gates: Gates = GATES,
+        paths: Callable[[int, Setting], str] = lambda _, setting: setting.path,
+        **more: Any,
     ) -> Any:
         started: list[tuple[str, list[list[str]]]] = []
 
@@ -460,7 +465,9 @@ def job(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
         def serving(_: Subject, __: Path, setting: Setting, **___: Any) -> Iterator[Standin]:
             commands: list[list[str]] = []
             started.append((setting.name, commands))
-            yield Standin(lambda command: (says or answer)(setting.name, command), commands)
+            yield Standin(
+                lambda command: (says or answer)(setting.name, command), commands, paths(len(started), setting)
+            )
 
         monkeypatch.setattr(kiln.verify.measure, "serving", serving)
         monkeypatch.setattr(kiln.verify.measure, "lm_eval_folder", lambda *_: tmp_path)
@@ -477,8 +484,13 @@ def job(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 def test_one_job_serves_both_settings_in_turn(job: Any) -> None:
     found, started = job()
     assert {name: outcome.status for name, outcome in found.items()} == dict.fromkeys(
-        ("gates.answers.default", "gates.answers.tilelang", "gates.answers.paired", "gates.throughput"), "pass"
+        (
+            *("gates.answers.default", "gates.answers.tilelang", "gates.path.default", "gates.path.tilelang"),
+            *("gates.answers.paired", "gates.throughput"),
+        ),
+        "pass",
     )
+    assert found["gates.path.tilelang"].summary.startswith("3 servers, fused: ")
     assert [name for name, _ in started] == ["default", "tilelang", "tilelang", "default", "default", "tilelang"]
     whats = [[command[0] for command in commands] for _, commands in started]
     assert whats[0] == whats[1] == ["ready", "questions", "load", "load"]
@@ -487,6 +499,13 @@ def test_one_job_serves_both_settings_in_turn(job: Any) -> None:
     assert loads[0] == loads[1] != loads[2] == loads[3]
     assert "--prompts=320" in loads[0][1]
     assert "--warmups=128" in loads[0][1]
+
+
+def test_one_server_on_another_path_spoils_what_was_measured(job: Any) -> None:
+    found, _ = job(paths=lambda number, setting: "unfused" if number == 6 else setting.path)
+    assert found["gates.path.default"].status == "pass"
+    assert found["gates.path.tilelang"].status == "fail"
+    assert found["gates.path.tilelang"].summary.startswith("1 of 3 servers: expected the fused path; the log says")
 
 
 def test_a_setting_whose_server_dies_is_not_served_again(job: Any) -> None:
@@ -507,7 +526,8 @@ def test_a_setting_whose_server_dies_is_not_served_again(job: Any) -> None:
 def test_a_server_that_is_never_ready_fails(job: Any) -> None:
     found, started = job(lambda *_: None)
     assert len(started) == 2
-    assert {outcome.status for name, outcome in found.items() if name != "gates.answers.paired"} == {"fail"}
+    proven = {"gates.path.default", "gates.path.tilelang"}
+    assert {found[name].status for name in found.keys() - {"gates.answers.paired", *proven}} == {"fail"}
     assert found["gates.answers.paired"].status == "error"
 
 
@@ -523,7 +543,7 @@ def test_without_data_no_question_is_asked_and_the_load_is_measured(job: Any) ->
 def test_without_what_serving_needs_all_is_skipped(job: Any) -> None:
     found, started = job(lacking="no GPU here")
     assert {(outcome.status, outcome.summary) for outcome in found.values()} == {("skip", "no GPU here")}
-    assert len(found) == 4
+    assert len(found) == 6
     assert started == []
 
 
@@ -532,6 +552,7 @@ def test_one_setting_alone_is_asked_and_compared_with_nothing(job: Any) -> None:
     assert {name: outcome.status for name, outcome in found.items()} == {
         "gates.answers.default": "pass",
         "gates.answers.tilelang": "skip",
+        "gates.path.default": "pass",
         "gates.answers.paired": "skip",
         "gates.throughput": "skip",
     }
@@ -588,7 +609,7 @@ def test_an_lm_eval_that_cannot_be_had_is_an_error_of_the_questions(
 
     @contextmanager
     def serving(*_: Any, **__: Any) -> Iterator[Standin]:
-        yield Standin(lambda command: READY if command[0] == "ready" else load_result(90.0, 11.0), [])
+        yield Standin(lambda command: READY if command[0] == "ready" else load_result(90.0, 11.0), [], "unfused")
 
     monkeypatch.setattr(kiln.verify.measure, "lm_eval_folder", install)
     monkeypatch.setattr(kiln.verify.measure, "serving", serving)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_on_rocm_what_hides_the_log_is_looked_for_in_the_image_and_the_setting(
     subject: Subject, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Mapping[str, str]] = []
-    monkeypatch.setattr("kiln.verify.generate.serve", lambda *_: served(setting=FUSED))
+    monkeypatch.setattr("kiln.verify.generate.serve", lambda _s, _m, setting: served(setting=setting))
     monkeypatch.setattr(
         "kiln.verify.generate.image_document", lambda *_: {"Config": {"Env": ["AITER_JIT_DIR=/x", "A=b=c"]}}
     )
@@ -293,6 +294,25 @@ def test_each_setting_is_served_once_and_checked_by_its_own_run(
     )
     assert ran == ["default", "tilelang"]
     assert (subject.workspace.state / "logs" / "serve-toy-serving-tilelang.log").read_text() == log_of("fused")
+
+
+def test_the_first_setting_is_served_ahead_and_the_others_when_an_answer_is_asked_for(
+    subject: Subject, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    class Ahead(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            begun.append(args[-1].name)
+            return super().submit(function, *args, **kwargs)
+
+    monkeypatch.setattr("kiln.verify.generate.serve", lambda _s, _m, setting: served(answer("q1"), setting=setting))
+    with Ahead(2) as ahead:
+        known, *rest = generate_checks(subject, model, ahead)
+        known.look()
+        assert begun == ["default"]
+        assert [check.look().status for check in rest] == ["pass"] * 5
+    assert begun == ["default", "tilelang"]
 
 
 def report_of(subject: Subject, *statuses: str, scope: Scope = WHOLE) -> dict[str, Any]:
