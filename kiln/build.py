@@ -1,7 +1,7 @@
 """The stage *build*: rendered files and the store in; an image in the engine, its digest and a record out.
 
-BuildKit does the building (``docker buildx bake`` on the rendered bake file). Kiln lays out the contexts, watches, loads
-the archive into the engine and takes the digest from BuildKit's metadata, never from a log.
+BuildKit does the building (``docker buildx bake`` on the rendered bake file) and puts the image into the engine's store. Kiln lays out the
+contexts, watches, takes the digest from BuildKit's metadata, never from a log, and asks the engine whether it holds that very image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kiln.console import Console, megabytes
+from kiln.console import Console
 from kiln.engine import Engine, image_digest
 from kiln.errors import BuildError, EngineError, SourceError
 from kiln.fetch import source_key
@@ -28,7 +28,7 @@ from kiln.lockentries import Deb, Git, Wheel
 from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.plan import ROOTFS, Context
-from kiln.process import end_group, raise_if_disk_full, run
+from kiln.process import end_group, raise_if_disk_full
 from kiln.render import LABEL, Rendered, write_rendered
 from kiln.rootfs import make_rootfs, place_file
 from kiln.store import Store, content_time, disk_full_is_an_error, write_whole
@@ -47,7 +47,6 @@ class Built:
     key: str
     digest: str
     reference: str
-    archive_bytes: int
     seconds: float
 
 
@@ -81,7 +80,7 @@ def build(
     console: Console,
     more_files: Sequence[str] = (),
 ) -> Built:
-    """Build one image and load it into the engine; ``more_files`` are bake files laid over the rendered ones (relative to the state folder).
+    """Build one image into the engine; ``more_files`` are bake files laid over the rendered ones (relative to the state folder).
 
     Raises StoreDamagedError where an input is not what the lock says, BuildError with the failing step's last lines and
     where the whole log lies, DiskFullError, EngineError where the engine holds another digest than BuildKit reported.
@@ -95,13 +94,15 @@ def build(
         lay_out(workspace, context, store, rootfs)
     write_rendered((rendered,), workspace.state / "renders")
     (workspace.state / "images").mkdir(parents=True, exist_ok=True)
-    archive = workspace.state / "images" / f"{name}.tar"
     metadata = _bake(workspace, rendered, engine, console, more_files)
-    digest = str(metadata[name]["containerimage.digest"])
-    reference = reference_of(rendered)
-    console.step(f"loading {name} into the engine ({megabytes(archive.stat().st_size)})")
-    _load(archive, digest, reference, engine)
-    built = Built(name, rendered.key, digest, reference, archive.stat().st_size, round(time.monotonic() - began, 1))
+    digest, reference = str(metadata[name]["containerimage.digest"]), reference_of(rendered)
+    if (found := image_digest(engine, reference)) != digest:
+        raise EngineError(
+            "the engine holds another image than BuildKit built",
+            why=f"built    {digest}\nin store {found}",
+            fix="the engine must use the containerd image store: kiln engine status",
+        )
+    built = Built(name, rendered.key, digest, reference, round(time.monotonic() - began, 1))
     write_whole(_record_file(workspace, rendered), json.dumps(asdict(built), indent=2) + "\n")
     return built
 
@@ -192,6 +193,7 @@ def bake_argv(rendered: Rendered, more_files: Sequence[str] = ()) -> list[str]:
         "--builder=default",
         "--progress=plain",
         f"--metadata-file=images/{name}.metadata.json",
+        f"--set={name}.tags={reference_of(rendered)}",
         *(f"--file={file}" for file in (*files, *more_files)),
         name,
     ]
@@ -326,18 +328,3 @@ def short_step(text: str) -> str:
         return text[:80]
     what = re.sub(r"--(network|mount|link)(=\S+)? *", "", match["what"])
     return f"{match['stage']}: {' '.join(what.split())}"[:88]
-
-
-def _load(archive: Path, digest: str, reference: str, engine: Engine) -> None:
-    """Load an OCI archive and name it. Raises EngineError where the engine ends up with another digest."""
-    done = run(["docker", "load", "--quiet", "--input", archive], env=engine.environment, timeout=1800)
-    if done.code != 0:
-        raise EngineError("the engine could not load the image", why=done.tail())
-    done = run(["docker", "tag", digest, reference], env=engine.environment)
-    found = image_digest(engine, reference)
-    if done.code != 0 or found != digest:
-        raise EngineError(
-            "the engine holds another image than BuildKit built",
-            why=f"built  {digest}\nloaded {found or done.tail(3)}",
-            fix="the engine must use the containerd image store: kiln engine status",
-        )

@@ -21,9 +21,9 @@ from kiln.workspace import Workspace
 
 # What of the builder decides bytes, beside the recipes: part of every key, so that changing it rebuilds. Levels are spelled
 # out because a default may move between BuildKit versions.
-BUILDER = {"output": "oci", "compression": "zstd", "compression-level": "3", "force-compression": "true"}
+BUILDER_ON_A_BASE = {"type": "image", "oci-mediatypes": "true", "compression": "zstd", "compression-level": "3"}
 # The layers of a base image stay as its maker packed them: whoever has them need not pull them again, and they are many gigabytes.
-BUILDER_ON_A_BASE = {"output": "oci", "compression": "zstd", "compression-level": "3"}
+BUILDER = {**BUILDER_ON_A_BASE, "force-compression": "true"}
 ROOTFS = "rootfs"
 
 

@@ -220,9 +220,8 @@ def _bake(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> str:
 
 
 def bake_target(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> dict[str, Any]:
-    """An image as bake's target: its contexts, and its output as an OCI archive."""
+    """An image as bake's target: its contexts, and its output into the engine's store (under the name that `kiln build` adds)."""
     main, *named = contexts
-    output = ",".join(["type=oci", *(f"{key}={value}" for key, value in builder(pins).items() if key != "output")])
     return {
         "context": main.folder,
         "contexts": {context.name: context.folder for context in named},
@@ -232,7 +231,7 @@ def bake_target(pins: Pins, image: Image, contexts: tuple[Context, ...]) -> dict
         "args": {"SOURCE_DATE_EPOCH": str(pins.epoch)},
         # An attestation would put the image into an index with the time of the build in it; Kiln attaches its own on publishing.
         "attest": ["type=provenance,disabled=true", "type=sbom,disabled=true"],
-        "output": [f"{output},dest=images/{image.name}.tar"],
+        "output": [",".join(f"{key}={value}" for key, value in builder(pins).items())],
     }
 
 

@@ -146,7 +146,7 @@ def _of_image(
             why=f"It has {', '.join(one.image.name for one in images)}.",
             fix="verify it in the checkout that it was built from",
         )
-    built = Built(named.image, rendered.key, named.digest, named.reference, 0, 0.0)
+    built = Built(named.image, rendered.key, named.digest, named.reference, 0.0)
     return context, BuiltStack(pins, found, session.engine, images, (built,)), (rendered,)
 
 

@@ -152,6 +152,7 @@ def test_the_build_command(toy: Workspace) -> None:
         "--builder=default",
         "--progress=plain",
         "--metadata-file=images/toy-serving.metadata.json",
+        f"--set=toy-serving.tags=kiln/toy-serving:{rendered.key[:16]}",
         "--file=renders/toy-serving/docker-bake.json",
         "toy-serving",
     ]

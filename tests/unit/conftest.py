@@ -38,7 +38,7 @@ def rendered(toy: Workspace, toy_pins: Pins, toy_lock: Lock) -> Rendered:
 
 @pytest.fixture
 def subject(toy: Workspace, toy_pins: Pins, toy_lock: Lock, rendered: Rendered) -> Subject:
-    built = Built("toy-serving", rendered.key, DIGEST, "kiln/toy-serving:1", 1, 1.0)
+    built = Built("toy-serving", rendered.key, DIGEST, "kiln/toy-serving:1", 1.0)
     return Subject(
         toy,
         toy_pins,

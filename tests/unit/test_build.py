@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kiln.build
-from kiln.build import BuildWatcher, Built, _load, known_build, lay_out, reference_of, short_step
+from kiln.build import BuildWatcher, Built, known_build, lay_out, reference_of, short_step
 from kiln.console import Console
 from kiln.engine import Engine
 from kiln.errors import DiskFullError, EngineError, StoreDamagedError
@@ -19,7 +19,7 @@ from kiln.lockentries import Wheel
 from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.plan import Context
-from kiln.process import Finished, raise_if_disk_full
+from kiln.process import raise_if_disk_full
 from kiln.render import Rendered, render
 from kiln.store import Store, content_time, write_whole
 from kiln.workspace import Workspace
@@ -203,7 +203,7 @@ def test_an_image_is_known_only_where_key_and_digest_hold(
 ) -> None:
     held = {"digest": DIGEST}
     monkeypatch.setattr(kiln.build, "image_digest", lambda _engine, _reference: held["digest"])
-    built = Built(rendered.image.name, rendered.key, DIGEST, reference_of(rendered), 1, 1.0)
+    built = Built(rendered.image.name, rendered.key, DIGEST, reference_of(rendered), 1.0)
     assert known_build(toy, rendered, ENGINE) is None
     record = toy.state / "builds" / f"toy-serving-{rendered.key[:16]}.json"
     write_whole(record, json.dumps(built.__dict__))
@@ -217,11 +217,20 @@ def test_an_image_is_known_only_where_key_and_digest_hold(
     assert known_build(toy, rendered, ENGINE) is None
 
 
-def test_an_engine_that_holds_another_digest_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kiln.build, "run", lambda argv, **_options: Finished(tuple(map(str, argv)), 0, ""))
+def test_an_engine_that_holds_another_image_than_was_built_is_an_error(
+    toy: Workspace,
+    toy_pins: Pins,
+    toy_lock: Lock,
+    rendered: Rendered,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kiln.build, "make_rootfs", lambda *_: "")
+    monkeypatch.setattr(kiln.build, "lay_out", lambda *_: tmp_path)
+    monkeypatch.setattr(kiln.build, "_bake", lambda *_: {rendered.image.name: {"containerimage.digest": DIGEST}})
     monkeypatch.setattr(kiln.build, "image_digest", lambda _engine, _reference: "sha256:" + "b" * 64)
     with pytest.raises(EngineError, match=DIGEST):
-        _load(tmp_path / "image.tar", DIGEST, "kiln/toy:1", ENGINE)
+        kiln.build.build(toy, toy_pins, toy_lock, rendered, Store(tmp_path / "store"), ENGINE, Console(quiet=True))
 
 
 def test_a_step_is_spoken_of_once_it_takes_time_and_one_from_the_cache_is_not(
