@@ -1,5 +1,5 @@
 """Programs that Kiln needs on the machine itself. On Debian as root they are installed, after saying so; elsewhere a message
-says what to install."""
+says what to install. What installs is loaded when it must: a command that has nothing to do asks here too, and must be fast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kiln.apt import Apt, debian_codename
 from kiln.console import Console
 from kiln.errors import HostError
 
@@ -23,6 +22,8 @@ def ensure_mmdebstrap(state: Path, console: Console) -> None:
     """Make sure that mmdebstrap is there. Raises HostError with what to install where Kiln may not."""
     if shutil.which("mmdebstrap"):
         return
+    from kiln.apt import Apt
+
     codename = _may_install("mmdebstrap", "it makes the root file system of the images")
     console.step("installing Debian's mmdebstrap (makes the images' root file system) with this machine's apt")
     apt = Apt(state / "apt" / f"host-{codename}", codename, "amd64", real_status=True)
@@ -34,6 +35,8 @@ def ensure_docker(state: Path, console: Console) -> None:
     """Make sure that dockerd, docker and its buildx plugin are there, new enough. Raises HostError as above."""
     if has_docker_programs():
         return
+    from kiln.apt import Apt
+
     codename = _may_install("Docker >= 26 with its buildx plugin", "BuildKit builds the images")
     console.step(f"installing {', '.join(ENGINE_PACKAGES)} from Debian {ENGINE_SUITE} with this machine's apt")
     console.note("apt keeps its lists for this under .kiln; /etc/apt is not touched, and no service is started")
@@ -61,6 +64,8 @@ def buildx_plugin() -> Path | None:
 
 def _may_install(what: str, why: str) -> str:
     """The Debian release to install on. Raises HostError with instructions where this is not Debian, or not root."""
+    from kiln.apt import debian_codename
+
     codename = debian_codename()
     if codename is None or not shutil.which("apt-get"):
         raise HostError(

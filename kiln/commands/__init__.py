@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import click
 
 from kiln import __version__
-from kiln.commands import host, images, inputs, reports, verify
 from kiln.commands.context import Context
 from kiln.console import Console
 
+# Which module has which commands: one is loaded when a command of it runs, for the no-op must be fast.
+MODULES = {
+    "inputs": ("lock", "fetch", "advisories", "pins"),
+    "images": ("render", "sbom", "plan", "build", "image", "rehearse"),
+    "verify": ("verify",),
+    "reports": ("report",),
+    "host": ("engine", "exit-codes"),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class Commands(click.Group):
+    """The commands, each loaded when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own signature
+        """The names, as the help shows them."""
+        return sorted(name for names in MODULES.values() for name in names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of that name."""
+        module = next((module for module, names in MODULES.items() if cmd_name in names), None)
+        if module is None:
+            return None
+        found: tuple[click.Command, ...] = import_module(f"kiln.commands.{module}").COMMANDS
+        return next(command for command in found if command.name == cmd_name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kiln")
 @click.option(
     "--root",
@@ -35,7 +60,3 @@ def cli(click_context: click.Context, root: Path | None, state: Path | None, qui
              kiln lock cpu --check is the lock current?
     """
     click_context.obj = Context(root, state, Console(quiet=quiet), as_json)
-
-
-for command in (*inputs.COMMANDS, *images.COMMANDS, *verify.COMMANDS, *reports.COMMANDS, *host.COMMANDS):
-    cli.add_command(command)

@@ -8,14 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kiln.console import Console
-from kiln.session import Session
 from kiln.store import Store
 from kiln.workspace import Workspace
+
+# The no-op must be fast: what only some commands need is loaded by those commands.
+if TYPE_CHECKING:
+    from kiln.engine import Engine
+    from kiln.session import Session
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,16 @@ class Context:
     @cached_property
     def session(self) -> Session:
         """The workspace at work."""
+        from kiln.session import Session
+
         return self.given_session or Session(self.workspace, self.store, self.console)
+
+    @property
+    def running_engine(self) -> Engine | None:
+        """The engine that would be used, where one runs: none is installed or started for it."""
+        from kiln.engine import find_engine
+
+        return find_engine(self.workspace.state)[0]
 
     @contextmanager
     def working(self) -> Iterator[None]:

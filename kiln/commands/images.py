@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiln.commands.context import ALLOW, MODEL, SET, STACK, Context
-from kiln.commands.verify import look, show_reports
+from kiln.commands.verify import look, reported, show_reports
 from kiln.errors import UsageError
 from kiln.levels import Scope
-from kiln.session import BuiltStack, Choice, build_stack
+from kiln.proof import Reported, inputs_digest, proven, remember
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
-    from kiln.commands.verify import Reported
+    from kiln.session import BuiltStack
 
 
 @click.command()
@@ -33,6 +33,7 @@ def render(context: Context, stack: str, sets: tuple[str, ...], out: Path | None
     Example: kiln render cpu --out /tmp/rendered
     """
     from kiln.render import check_rendered, write_rendered
+    from kiln.session import Choice
 
     if sets and not out:
         raise UsageError(
@@ -65,6 +66,7 @@ def sbom(context: Context, stack: str, sets: tuple[str, ...], image_name: str | 
     Example: kiln sbom cpu --out sbom.cdx.json
              kiln sbom dsv4-mhc --image rocm-base
     """
+    from kiln.session import Choice
     from kiln.store import write_whole
 
     _, _, images, _ = context.session.ready(stack, Choice(sets), refuse=False)
@@ -89,6 +91,8 @@ def plan(context: Context, stack: str, sets: tuple[str, ...]) -> None:
 
     Example: kiln plan dsv4-mhc --set aiter=v0.1.14
     """
+    from kiln.session import Choice
+
     _, found, images, findings = context.session.ready(stack, Choice(sets), refuse=False)
     lines: list[str] = []
     data: dict[str, Any] = {}
@@ -116,6 +120,8 @@ def build(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str,
 
     Example: kiln build cpu
     """
+    from kiln.session import Choice, build_stack
+
     with context.working():
         _, built = build_stack(context.session, stack, Choice(sets, allow), image_name)
     context.result(
@@ -139,14 +145,29 @@ def image(
     Example: kiln image cpu
              kiln image dsv4-mhc --set aiter=v0.1.14
     """
+    choices = (sets, allow, model, image_name)
+    inputs = inputs_digest(context.workspace, stack, choices)
+    if engine := context.running_engine:
+        known = proven(context.workspace, engine, stack, choices, inputs)
+        if known:
+            context.console.step(
+                f"{stack} is built and verified already: nothing to do (repeat the checks with: kiln verify {stack})"
+            )
+            show_reports(context, known)
+            return
+
+    from kiln.session import Choice, build_stack
+
     with context.working():
-        reports = _image(
-            context, build_stack(context.session, stack, Choice(sets, allow, model), image_name)[1], stack, model
-        )
+        findings, built = build_stack(context.session, stack, Choice(sets, allow, model), image_name)
+        reports = _image(context, built, model)
     show_reports(context, reports)
+    # An advisory speaks of what it could find out then; a model of the user's own may be another now.
+    if not findings and model == Scope().model:
+        remember(context.workspace, stack, choices, inputs, reports)
 
 
-def _image(context: Context, built: BuiltStack, stack: str, model: str) -> list[Reported]:
+def _image(context: Context, built: BuiltStack, model: str) -> list[Reported]:
     """The reports of a built stack, made where there is no good one yet."""
     from kiln.verify.report import good_report, report_file
     from kiln.verify.required import required_checks
@@ -155,14 +176,12 @@ def _image(context: Context, built: BuiltStack, stack: str, model: str) -> list[
     for rendered, one in zip(built.rendered, built.images, strict=True):
         known = (
             good_report(context.workspace, one.digest, built.lock.sha256, required_checks(rendered))
-            if model == "tiny"
+            if model == Scope().model
             else None
         )
         if known:
-            context.console.step(
-                f"{rendered.image.name} is verified already: nothing to do (repeat it with: kiln verify {stack})"
-            )
-            reports.append((rendered, one, known, report_file(context.workspace, one.digest)))
+            context.console.step(f"{rendered.image.name} is verified already")
+            reports.append(reported(rendered, one, known, report_file(context.workspace, one.digest)))
         else:
             reports.append(look(context, built, rendered, one, Scope(model=model)))
     return reports
@@ -187,6 +206,7 @@ def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[s
     from kiln.engine import ensure_engine
     from kiln.lock import make_lock
     from kiln.rehearse import rehearsal
+    from kiln.session import Choice, build_stack
 
     with context.working():
         engine = ensure_engine(context.workspace.state, context.console)
@@ -194,7 +214,7 @@ def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[s
         pins = session.pins(stack, Choice())
         make_lock(session.workspace, pins, session.store, session.console, session.upstreams_of(pins))
         apart = replace(context, given_session=session)
-        reports = _image(apart, build_stack(session, stack, Choice(sets, allow))[1], stack, "tiny")
+        reports = _image(apart, build_stack(session, stack, Choice(sets, allow))[1], Scope().model)
     show_reports(apart, reports)
 
 

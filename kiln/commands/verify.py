@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kiln.commands.context import ALLOW, MODEL, SET, Context
 from kiln.errors import EngineError, ForeignImageError, UsageError
 from kiln.levels import BACKENDS, LEVELS, Backend, Level, Scope
-from kiln.session import BuiltStack, Choice
+from kiln.proof import Reported
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
     from kiln.build import Built
     from kiln.render import Rendered
-
-    Reported: TypeAlias = tuple[Rendered, Built, dict[str, Any], Path]
+    from kiln.session import BuiltStack, Choice
 
 
 @click.command()
@@ -82,6 +81,8 @@ def verify(
              kiln verify dsv4-mhc --level gates --model /models/DeepSeek-V4-Pro --data /data/gsm8k
              kiln verify registry.example/kiln/rocm-serving@sha256:…
     """
+    from kiln.session import Choice
+
     if require and LEVELS.index(require) > LEVELS.index(level):
         raise UsageError(f"--require {require} asks for more than --level {level} makes", fix=f"--level {require}")
     scope = Scope(level, backend, model)
@@ -103,6 +104,7 @@ def verify(
 def _of_stack(context: Context, stack: str, choice: Choice) -> BuiltStack:
     """The images of a stack that were built here. Raises EngineError where one was not."""
     from kiln.build import known_build
+    from kiln.session import BuiltStack
 
     pins, found, images, _ = context.session.ready(stack, choice)
     engine = context.session.engine
@@ -123,6 +125,7 @@ def _of_image(
     from kiln.build import Built
     from kiln.named import find_image
     from kiln.rehearse import rehearsed
+    from kiln.session import BuiltStack
 
     stack, _, image = as_.partition("/")
     if as_ and not (stack and image):
@@ -171,7 +174,15 @@ def look(
         unsafe,
         data,
     )
-    return rendered, built, verified.report, verified.path
+    return reported(rendered, built, verified.report, verified.path)
+
+
+def reported(rendered: Rendered, built: Built, report: dict[str, Any], path: Path) -> Reported:
+    """An image with its report, as a person is shown them."""
+    held = [unit for unit in rendered.units if unit.name in rendered.image.components]
+    return Reported(
+        built.reference, built.digest, ", ".join(f"{unit.name} {unit.version}" for unit in held), report, path
+    )
 
 
 def show_reports(context: Context, reports: list[Reported], require: Level | None = None) -> None:
@@ -179,21 +190,20 @@ def show_reports(context: Context, reports: list[Reported], require: Level | Non
     from kiln.verify.report import judge, table
 
     lines = []
-    for rendered, built, report, path in reports:
-        summary = report["summary"]
-        lines += [table(report), ""]
-        lines.append(f"image       {built.reference}")
-        lines.append(f"digest      {built.digest}")
-        held = [unit for unit in rendered.units if unit.name in rendered.image.components]
-        lines.append("components  " + ", ".join(f"{unit.name} {unit.version}" for unit in held))
-        lines.append(f"report      {context.workspace.shown(path)}")
+    for one in reports:
+        summary = one.report["summary"]
+        lines += [table(one.report), ""]
+        lines.append(f"image       {one.reference}")
+        lines.append(f"digest      {one.digest}")
+        lines.append(f"components  {one.held}")
+        lines.append(f"report      {context.workspace.shown(one.path)}")
         lines.append(
             f"checks      {summary['pass']} of {summary['total']} passed"
             + "".join(f", {summary[key]} {key}" for key in ("fail", "error", "skip") if summary[key])
         )
-    context.result("\n".join(lines), [report for _, _, report, _ in reports])
-    for _, _, report, path in reports:
-        judge(report, context.workspace.shown(path), require)
+    context.result("\n".join(lines), [one.report for one in reports])
+    for one in reports:
+        judge(one.report, context.workspace.shown(one.path), require)
 
 
 COMMANDS = (verify,)

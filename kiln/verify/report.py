@@ -6,16 +6,19 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kiln import __version__
 from kiln.errors import VerifyFailedError, VerifyIncompleteError
-from kiln.gpu import Gpu
 from kiln.levels import LEVELS, Level, Scope
 from kiln.store import write_whole
-from kiln.verify.checks import Result, Subject
 from kiln.verify.render.common import clean, first_line
 from kiln.workspace import Workspace
+
+# The no-op shows a report too, and must be fast: a check's own module loads the engine's SDK.
+if TYPE_CHECKING:
+    from kiln.gpu import Gpu
+    from kiln.verify.checks import Result, Subject
 
 SCHEMA_VERSION = 1
 

@@ -191,7 +191,7 @@ def test_a_socket_path_that_is_too_long_is_said_before_anything_starts(tmp_path:
 
 
 def test_on_another_system_kiln_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kiln.host, "debian_codename", lambda: None)
+    monkeypatch.setattr("kiln.apt.debian_codename", lambda: None)
     with pytest.raises(HostError) as caught:
         _may_install("mmdebstrap", "it makes the root file system")
     assert "mmdebstrap is not on this machine" in caught.value.what
@@ -201,7 +201,7 @@ def test_on_another_system_kiln_installs_nothing(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("uid", "may"), [(0, True), (1000, False)])
 def test_on_debian_only_root_installs(monkeypatch: pytest.MonkeyPatch, uid: int, may: bool) -> None:
-    monkeypatch.setattr(kiln.host, "debian_codename", lambda: "bookworm")
+    monkeypatch.setattr("kiln.apt.debian_codename", lambda: "bookworm")
     monkeypatch.setattr(kiln.host.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(kiln.host.os, "geteuid", lambda: uid)
     if may:
