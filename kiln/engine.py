@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,13 @@ class Unfit:
 
 
 class PrivateEngine:
-    """The daemon that Kiln runs for one state folder."""
+    """A daemon that Kiln runs for one state folder. ``launcher`` are words before dockerd's own, ``path`` is a folder whose programs it takes first."""
 
-    def __init__(self, state: Path) -> None:
-        self.folder = state / "engine"
+    def __init__(
+        self, state: Path, *, folder: Path | None = None, launcher: Sequence[str] = (), path: Path | None = None
+    ) -> None:
+        self.folder = folder or state / "engine"
+        self._launcher, self._path = launcher, path
         self.socket = self.folder / "docker.sock"
         self.pid_file = self.folder / "docker.pid"
         self.log = self.folder / "dockerd.log"
@@ -94,6 +98,7 @@ class PrivateEngine:
         configuration = self.folder / "daemon.json"
         configuration.write_text(json.dumps({"features": {"containerd-snapshotter": True}}), encoding="utf-8")
         words = [
+            *self._launcher,
             "dockerd",
             "--config-file",
             configuration,
@@ -106,9 +111,15 @@ class PrivateEngine:
         # Nothing that Kiln builds or runs has a network, so the machine's bridges and firewall stay as they are.
         words += ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]
         console.step(f"starting a private Docker daemon below {self.folder} (stop it with: kiln engine down)")
+        environment = {**os.environ, "PATH": f"{self._path}:{os.environ['PATH']}"} if self._path else None
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [str(word) for word in words],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:

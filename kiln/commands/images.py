@@ -124,6 +124,11 @@ def build(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str,
 
     with context.working():
         _, built = build_stack(context.session, stack, Choice(sets, allow), image_name)
+    show_built(context, built)
+
+
+def show_built(context: Context, built: BuiltStack) -> None:
+    """Print the names and digests of what was built."""
     context.result(
         "\n".join(f"{one.reference}  {one.digest}" for one in built.images), [asdict(one) for one in built.images]
     )
@@ -197,8 +202,11 @@ def _image(context: Context, built: BuiltStack, model: str) -> list[Reported]:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="A folder of stand-ins (tests/rehearsal/standins.py makes one).",
 )
+@click.option("--no-verify", is_flag=True, help="Lock and build; look at nothing.")
 @click.pass_obj
-def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], standins: Path) -> None:
+def rehearse(
+    context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], standins: Path, no_verify: bool
+) -> None:
     """Lock, build and verify a ROCm STACK from stand-ins for its upstreams: the same files and steps, without ROCm's compilers.
 
     Example: kiln rehearse dsv4-mhc --standins .kiln/standins --set aiter=v0.1.14
@@ -214,7 +222,11 @@ def rehearse(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[s
         pins = session.pins(stack, Choice())
         make_lock(session.workspace, pins, session.store, session.console, session.upstreams_of(pins))
         apart = replace(context, given_session=session)
-        reports = _image(apart, build_stack(session, stack, Choice(sets, allow))[1], Scope().model)
+        built = build_stack(session, stack, Choice(sets, allow))[1]
+        reports = [] if no_verify else _image(apart, built, Scope().model)
+    if no_verify:
+        show_built(apart, built)
+        return
     show_reports(apart, reports)
 
 

@@ -1,0 +1,194 @@
+"""Building a stack twice from nothing under conditions that differ, and comparing what came out, digest by digest.
+
+Each build is a kiln of its own, with a state folder, a content store (the fetched inputs, nothing that was made) and a private engine of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kiln.conditions import (
+    FIRST,
+    SECOND,
+    Conditions,
+    Varied,
+    copy_checkout,
+    disk,
+    fake_clock,
+    host_environment,
+    write_runc,
+)
+from kiln.console import Console
+from kiln.engine import Engine, PrivateEngine, probe
+from kiln.errors import BuildError, EngineError, KilnError
+from kiln.otherengine import other_engine, unpack_docker
+from kiln.process import end_group
+from kiln.rootfs import place_file
+from kiln.workspace import Workspace
+
+FOLDER = "repro"
+BUILD_SECONDS = 12 * 3600
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One build: its conditions, its engine, and the record of every image (``kiln.build.Built`` as data), in the stack's order."""
+
+    name: str
+    builder: str
+    conditions: dict[str, str]
+    images: tuple[dict[str, Any], ...]
+    seconds: float
+    host: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be built: the stack, the words after it on the command line, and a folder of stand-ins where it is a rehearsal."""
+
+    stack: str
+    words: tuple[str, ...] = ()
+    standins: Path | None = None
+
+    def command(self, root: Path, state: Path) -> list[str]:
+        """The kiln that builds it, and looks at nothing."""
+        start = [sys.executable, "-m", "kiln", "--json", "--root", str(root), "--state", str(state)]
+        if self.standins:
+            words = ["rehearse", self.stack, "--standins", str(self.standins.absolute()), "--no-verify"]
+            return [*start, *words, *self.words]
+        return [*start, "build", self.stack, *self.words]
+
+
+@contextmanager
+def builds(
+    workspace: Workspace, asked: Asked, console: Console, suite: str = "", varied: Varied | None = None
+) -> Iterator[list[Outcome]]:
+    """Build twice, and a third time with the Docker of a Debian ``suite`` where one is named; the engines run until the end, to be asked for files.
+
+    What could not be varied is put into ``varied``. Raises BuildError with a build's last words, EngineError, HostError.
+    """
+    varied = varied if varied is not None else Varied()
+    folder = workspace.state / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        clock: Path | None = fake_clock(workspace.state / "tools", console)
+    except KilnError as error:
+        clock, varied.missing["date"] = None, error.what
+    with ExitStack() as opened:
+        opened.callback(shutil.rmtree, folder, ignore_errors=True)
+        outcomes = []
+        for conditions, docker in [(FIRST, ""), (SECOND, ""), *([(SECOND, suite)] if suite else [])]:
+            name = f"{conditions.name}{f'-{docker}' if docker else ''}"
+            state = opened.enter_context(disk(folder / name, conditions.other_disk, varied))
+            outcomes.append(opened.enter_context(_built(workspace, asked, conditions, docker, state, clock, console)))
+        yield outcomes
+
+
+@contextmanager
+def _built(
+    workspace: Workspace,
+    asked: Asked,
+    conditions: Conditions,
+    suite: str,
+    state: Path,
+    clock: Path | None,
+    console: Console,
+) -> Iterator[Outcome]:
+    began = time.monotonic()
+    _copy_inputs(workspace, asked, state)
+    root = copy_checkout(workspace.root, state / "a-checkout-elsewhere") if conditions.other_folder else workspace.root
+    engine = _engine(workspace, conditions, suite, state, clock, console)
+    engine.start(console)
+    try:
+        found = probe(engine.host, private=True)
+        assert isinstance(found, Engine), "an engine that started answers"
+        console.step(f"build {state.name} on {found.described}: {_said(conditions)}")
+        images = _run(asked.command(root, state), root, conditions, clock, engine.host)
+        yield Outcome(
+            state.name,
+            f"Docker {found.version}",
+            conditions.described(),
+            tuple(images),
+            round(time.monotonic() - began, 1),
+            engine.host,
+        )
+    finally:
+        engine.stop()
+
+
+def _said(conditions: Conditions) -> str:
+    return ", ".join(f"{name} {value}" for name, value in conditions.described().items())
+
+
+def _engine(
+    workspace: Workspace, conditions: Conditions, suite: str, state: Path, clock: Path | None, console: Console
+) -> PrivateEngine:
+    folder = state / "engine"
+    folder.mkdir()
+    seen = None
+    if clock:
+        # Where a daemon in a root of its own sees it too.
+        seen = folder / "clock.so"
+        shutil.copyfile(clock, seen)
+    path = write_runc(folder / "bin", conditions, seen)
+    if not suite:
+        return PrivateEngine(state, folder=folder, path=path)
+    return other_engine(unpack_docker(workspace.state / "tools", suite, console), folder, path)
+
+
+def _copy_inputs(workspace: Workspace, asked: Asked, state: Path) -> None:
+    """The fetched files into a store of the build's own: by link where that is possible. What Kiln made stays behind, but for a rehearsal's locks,
+    which come from the stand-ins."""
+    source = workspace.state / ("rehearsal/store" if asked.standins else "store")
+    target = state / source.relative_to(workspace.state)
+    for path in source.rglob("*"):
+        relative = path.relative_to(source)
+        if path.is_file() and relative.parts[0] != "made" and not relative.parts[0].startswith("tmp-"):
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            place_file(path, target / relative)
+
+
+def _run(
+    command: Sequence[str], root: Path, conditions: Conditions, clock: Path | None, host: str
+) -> list[dict[str, Any]]:
+    """Run a kiln under its conditions and return what it built."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "KILN_"))}
+    chosen = {name: value for name, value in host_environment(conditions, clock).items() if value}
+    limit = ["taskset", "-c", f"0-{conditions.processors - 1}"] if conditions.processors else []
+    process = subprocess.Popen(
+        [*limit, *command],
+        cwd=root,
+        env={**environment, **chosen, "DOCKER_HOST": host, "PYTHONDONTWRITEBYTECODE": "1"},
+        umask=conditions.umask,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=BUILD_SECONDS)
+    except BaseException:
+        end_group(process)
+        raise
+    if process.returncode != 0:
+        raise BuildError(
+            f"build {conditions.name} failed, so there is nothing to compare",
+            why="\n".join(errors.strip().splitlines()[-25:]),
+            fix="see whether it builds at all: kiln build STACK",
+        )
+    try:
+        return list(json.loads(output))
+    except (ValueError, TypeError) as error:
+        raise EngineError("a build did not say what it built", why=f"{error}\n{output[-400:]}") from error
