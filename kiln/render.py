@@ -281,8 +281,9 @@ def write_rendered(images: tuple[Rendered, ...], folder: Path) -> list[Path]:
         for name, text in rendered.files:
             write_whole(target / name, text)
             written.append(target / name)
+        names = {name for name, _ in rendered.files}
         for old in (target / "requirements").glob("*.txt"):
-            if old not in written:
+            if f"requirements/{old.name}" not in names:
                 old.unlink()
     return written
 
