@@ -15,7 +15,7 @@ from kiln.session import BuiltStack, Choice
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
-    from kiln.build import Built
+    from kiln.records import Built
     from kiln.render import Rendered
 
     Reported: TypeAlias = tuple[Rendered, Built, dict[str, Any], Path]
@@ -120,8 +120,8 @@ def _of_image(
     context: Context, target: str, as_: str, choice: Choice
 ) -> tuple[Context, BuiltStack, tuple[Rendered, ...]]:
     """The image that somebody names, and the one of the pins that it says it is. Raises ForeignImageError where these pins have no such image."""
-    from kiln.build import Built
     from kiln.named import find_image
+    from kiln.records import Built
     from kiln.rehearse import rehearsed
 
     stack, _, image = as_.partition("/")
