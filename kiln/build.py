@@ -53,7 +53,12 @@ def known_build(workspace: Workspace, rendered: Rendered, engine: Engine) -> Bui
     built = read_record(record_file(workspace, rendered.image.name, rendered.key))
     if built is None or built.key != rendered.key:
         return None
-    return built if image_digest(engine, built.reference) == built.digest else None
+    return built if holds(engine, built) else None
+
+
+def holds(engine: Engine, built: Built) -> bool:
+    """Whether the engine holds that very image."""
+    return image_digest(engine, built.reference) == built.digest
 
 
 def build(
