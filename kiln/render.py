@@ -295,13 +295,22 @@ def write_rendered(images: tuple[Rendered, ...], folder: Path) -> list[Path]:
     for rendered in images:
         target = folder / rendered.image.name
         for name, text in rendered.files:
-            write_whole(target / name, text)
+            # A file that is there already stays: replacing one costs more than all of rendering it.
+            if not _holds(target / name, text):
+                write_whole(target / name, text)
             written.append(target / name)
         names = {name for name, _ in rendered.files}
         for old in (target / "requirements").glob("*.txt"):
             if f"requirements/{old.name}" not in names:
                 old.unlink()
     return written
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def check_rendered(images: tuple[Rendered, ...], workspace: Workspace) -> None:
