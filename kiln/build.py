@@ -19,18 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from kiln.canonical import digest_of
 from kiln.console import Console
 from kiln.engine import Engine, image_digest
 from kiln.errors import BuildError, EngineError, SourceError
 from kiln.fetch import source_key
-from kiln.layers import BASE, read_layers
+from kiln.layers import read_layers
 from kiln.lockentries import Deb, Git, Wheel
 from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.plan import ROOTFS, Context
 from kiln.process import end_group, raise_if_disk_full
-from kiln.records import Built, Made, read_record, record_file, write_record
+from kiln.records import Built, components_of, read_record, record_file, write_record
 from kiln.render import LABEL, Rendered, write_rendered
 from kiln.rootfs import make_rootfs, place_file
 from kiln.store import Store, content_time, disk_full_is_an_error
@@ -53,12 +52,7 @@ def known_build(workspace: Workspace, rendered: Rendered, engine: Engine) -> Bui
     built = read_record(record_file(workspace, rendered.image.name, rendered.key))
     if built is None or built.key != rendered.key:
         return None
-    return built if holds(engine, built) else None
-
-
-def holds(engine: Engine, built: Built) -> bool:
-    """Whether the engine holds that very image."""
-    return image_digest(engine, built.reference) == built.digest
+    return built if image_digest(engine, built.reference) == built.digest else None
 
 
 def build(
@@ -99,15 +93,6 @@ def build(
     built = Built(name, rendered.key, digest, reference, seconds, layered.layers, made, layered.described)
     write_record(workspace, built)
     return built
-
-
-def components_of(rendered: Rendered, pins: Pins) -> tuple[Made, ...]:
-    """What the components of an image are built of, for its record; first what all of them lie on."""
-    if pins.base:
-        ground = Made(BASE, digest_of(pins.base.reference), {}, ())
-    else:
-        ground = Made(ROOTFS, rendered.contexts[0].digest, {}, ())
-    return (ground, *(Made(unit.name, unit.key, unit.parts, unit.inputs) for unit in rendered.units))
 
 
 def lay_out(workspace: Workspace, context: Context, store: Store, rootfs: str) -> Path:

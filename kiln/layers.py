@@ -15,10 +15,9 @@ from typing import Any
 
 from kiln.engine import Engine, image_document
 from kiln.errors import EngineError
-from kiln.records import Layer
+from kiln.records import BASE, Layer
 from kiln.unixhttp import get_json, get_stream
 
-BASE = "base"
 # Below Docker's own folder where it brings its containerd, and a system's containerd.
 _CONTENT = "io.containerd.content.v1.content/blobs/sha256"
 _SYSTEM_CONTAINERD = Path("/var/lib/containerd")

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from kiln.console import megabytes
 from kiln.errors import UsageError
-from kiln.layers import BASE
 from kiln.plan import ROOTFS
-from kiln.records import Built, Layer, record_file
+from kiln.records import BASE, Built, Layer, record_file
 from kiln.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -9,11 +9,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kiln.plan import Input
+from kiln.canonical import digest_of
+from kiln.pins import Pins
+from kiln.plan import ROOTFS, Input
 from kiln.store import write_whole
 from kiln.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kiln.render import Rendered
+
+# How records call the layers of a base image.
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,15 @@ class Built:
     def keys(self) -> dict[str, str]:
         """The build keys of its components, by name."""
         return {made.name: made.key for made in self.components}
+
+
+def components_of(rendered: Rendered, pins: Pins) -> tuple[Made, ...]:
+    """What the components of an image are built of, for its record; first what all of them lie on."""
+    if pins.base:
+        ground = Made(BASE, digest_of(pins.base.reference), {}, ())
+    else:
+        ground = Made(ROOTFS, rendered.contexts[0].digest, {}, ())
+    return (ground, *(Made(unit.name, unit.key, unit.parts, unit.inputs) for unit in rendered.units))
 
 
 def record_file(workspace: Workspace, image: str, key: str) -> Path:

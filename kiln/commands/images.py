@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +98,10 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
     Example: kiln plan dsv4-mhc --set aiter=v0.1.14
              kiln plan cpu --pull-cost 8fef078fe3c90673..current
     """
-    from kiln.build import components_of, holds
     from kiln.changes import Known, kept_components
-    from kiln.engine import find_engine
+    from kiln.engine import find_engine, image_digest
     from kiln.pullcost import pull_cost
-    from kiln.records import all_records
+    from kiln.records import Built, all_records, components_of
 
     pins, found, images, findings = context.session.ready(stack, Choice(sets), refuse=False)
     records = all_records(context.workspace)
@@ -113,7 +111,11 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
         context.result(cost.text(), cost.data())
         return
     engine = context.session.given_engine or find_engine(context.workspace.state)[0]
-    kept = kept_components(images, Known(records, partial(holds, engine) if engine else None))
+
+    def held(record: Built) -> bool:
+        return engine is not None and image_digest(engine, record.reference) == record.digest
+
+    kept = kept_components(images, Known(records, held if engine else None))
     lines: list[str] = []
     data: dict[str, Any] = {}
     for rendered in images:

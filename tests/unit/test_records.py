@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiln.build import components_of
 from kiln.changes import SHOWN, Known, differences, kept_components
 from kiln.console import Console
 from kiln.errors import UsageError
@@ -21,7 +20,7 @@ from kiln.lockfile import read_lock
 from kiln.pins import Pins
 from kiln.plan import Context, Unit
 from kiln.pullcost import PullCost, pull_cost
-from kiln.records import Built, Layer, Made, all_records, read_record, record_file, write_record
+from kiln.records import Built, Layer, Made, all_records, components_of, read_record, record_file, write_record
 from kiln.render import Rendered, layer_names, render
 from kiln.session import Choice, Session
 from kiln.store import Store
