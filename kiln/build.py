@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,30 +23,21 @@ from kiln.console import Console
 from kiln.engine import Engine, image_digest
 from kiln.errors import BuildError, EngineError, SourceError
 from kiln.fetch import source_key
+from kiln.layers import read_layers
 from kiln.lockentries import Deb, Git, Wheel
 from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.plan import ROOTFS, Context
 from kiln.process import end_group, raise_if_disk_full
+from kiln.records import Built, components_of, read_record, record_file, write_record
 from kiln.render import LABEL, Rendered, write_rendered
 from kiln.rootfs import make_rootfs, place_file
-from kiln.store import Store, content_time, disk_full_is_an_error, write_whole
+from kiln.store import Store, content_time, disk_full_is_an_error
 from kiln.wheels import requirements_text
 from kiln.workspace import Workspace
 
 BUILD_SECONDS = 6 * 3600
 _STEP = re.compile(r"#(?P<number>\d+) (?P<text>.*)")
-
-
-@dataclass(frozen=True)
-class Built:
-    """An image that was built: its build key, manifest digest and the name it has in the engine."""
-
-    image: str
-    key: str
-    digest: str
-    reference: str
-    seconds: float
 
 
 def reference_of(rendered: Rendered) -> str:
@@ -57,17 +47,12 @@ def reference_of(rendered: Rendered) -> str:
     return f"kiln/{rehearsed}{rendered.image.name}:{rendered.key[:16]}"
 
 
-def _record_file(workspace: Workspace, rendered: Rendered) -> Path:
-    return workspace.state / "builds" / f"{rendered.image.name}-{rendered.key[:16]}.json"
-
-
 def known_build(workspace: Workspace, rendered: Rendered, engine: Engine) -> Built | None:
     """The image if this very key was built and the engine holds that very digest; else None."""
-    try:
-        built = Built(**json.loads(_record_file(workspace, rendered).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    built = read_record(record_file(workspace, rendered.image.name, rendered.key))
+    if built is None or built.key != rendered.key:
         return None
-    return built if built.key == rendered.key and image_digest(engine, built.reference) == built.digest else None
+    return built if image_digest(engine, built.reference) == built.digest else None
 
 
 def build(
@@ -102,8 +87,11 @@ def build(
             why=f"built    {digest}\nin store {found}",
             fix="the engine must use the containerd image store: kiln engine status",
         )
-    built = Built(name, rendered.key, digest, reference, round(time.monotonic() - began, 1))
-    write_whole(_record_file(workspace, rendered), json.dumps(asdict(built), indent=2) + "\n")
+    layered = read_layers(engine, reference, digest, rendered.layers, on_base=bool(pins.base))
+    seconds = round(time.monotonic() - began, 1)
+    made = components_of(rendered, pins)
+    built = Built(name, rendered.key, digest, reference, seconds, layered.layers, made, layered.described)
+    write_record(workspace, built)
     return built
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 
 from kiln.canonical import digest_of
@@ -87,7 +86,7 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         start_seconds=verify.number("start-seconds", None if settings else 1),
         answer_seconds=verify.number("answer-seconds", None if settings else 1),
         settings=tuple(settings),
-        sha256=digest_of(tomllib.loads(path.read_text(encoding="utf-8"))),
+        sha256=digest_of(top.data),
         command=runtime.texts("command", ()),
         parent=image.text("parent", ""),
         needs=verify.text("needs", "", check=lambda text: None if text in NEEDS else f"known: {', '.join(NEEDS)}"),

@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import asdict, astuple, dataclass, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
@@ -26,6 +26,7 @@ from kiln.workspace import Workspace
 SCHEMA = 1
 TOOLS = "tools"
 _KEYS = {"schema", "stack", "pins-sha256", "roots", "unresolved", "image", "git", "archive", "deb", "wheel"}
+T = TypeVar("T", Wheel, Archive)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~!:-]*")
@@ -58,8 +59,9 @@ class Lock:
         parts: list[Any] = [
             self.stack,
             self.pins_sha256,
-            sorted(map(astuple, self.debs)),
-            sorted(map(astuple, self.wheels)),
+            # Entries of plain texts and numbers: astuple would copy each of those deeply, most of the time that rendering a large stack takes.
+            sorted(tuple(vars(deb).values()) for deb in self.debs),
+            sorted(tuple(vars(wheel).values()) for wheel in self.wheels),
         ]
         if self.gits or self.images or self.archives or self.unresolved:
             parts += [sorted(map(astuple, group)) for group in (self.archives, self.gits, self.images, self.unresolved)]
@@ -72,7 +74,7 @@ class Lock:
 
     def archives_of(self, component: str) -> tuple[Archive, ...]:
         """The archives of one component, in name order."""
-        return tuple(archive for archive in self.archives if archive.component == component)
+        return self._archives_by_component.get(component, ())
 
     def require_resolved(self) -> None:
         """Raise UnresolvedError listing everything that is open, if anything is."""
@@ -85,14 +87,22 @@ class Lock:
 
     @cached_property
     def _by_component(self) -> dict[str, tuple[Wheel, ...]]:
-        groups: dict[str, list[Wheel]] = {}
-        for wheel in self.wheels:
-            groups.setdefault(wheel.component, []).append(wheel)
-        return {component: tuple(group) for component, group in groups.items()}
+        return _grouped(self.wheels)
+
+    @cached_property
+    def _archives_by_component(self) -> dict[str, tuple[Archive, ...]]:
+        return _grouped(self.archives)
 
     def wheels_of(self, component: str) -> tuple[Wheel, ...]:
         """The wheels of one component, in name order."""
         return self._by_component.get(component, ())
+
+
+def _grouped(entries: tuple[T, ...]) -> dict[str, tuple[T, ...]]:
+    groups: dict[str, list[T]] = {}
+    for entry in entries:
+        groups.setdefault(entry.component, []).append(entry)
+    return {component: tuple(group) for component, group in groups.items()}
 
 
 def _by_reason(entries: tuple[Unresolved, ...]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -156,9 +155,8 @@ def read_pins(workspace: Workspace, stack: str) -> Pins:
         )
     shown = workspace.shown(path)
     problems = Problems(shown)
-    pins = _parse(
-        read_table(path, shown, problems), problems, digest_of(tomllib.loads(path.read_text(encoding="utf-8")))
-    )
+    top = read_table(path, shown, problems)
+    pins = _parse(top, problems, digest_of(top.data))
     if pins.stack != stack:
         problems.add("stack.name", f"is {pins.stack!r}, but the file is named {stack}.toml")
     problems.raise_if_any()

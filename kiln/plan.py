@@ -33,6 +33,16 @@ def builder(pins: Pins) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Input:
+    """One input of a component as a person calls it: what it is, its name, its version where it has one, and what tells its bytes from others'."""
+
+    kind: str
+    name: str
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Context:
     """One named build context: a folder of inputs whose name says what is in it.
 
@@ -58,10 +68,24 @@ class Context:
         """Where it is laid out, relative to the state folder; or what bake calls the stage that it is."""
         return f"target:{self.target}" if self.target else f"contexts/{self.name}-{self.digest[:16]}"
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What is in it, each by itself; of the project's own folders all together."""
+        found = [Input("wheel", wheel.name, wheel.version, wheel.sha256) for wheel in self.wheels]
+        found += [Input("archive", archive.name, "", archive.sha256) for archive in self.archives]
+        if self.sources:
+            found.append(Input("folder", ", ".join(self.sources), "", self.digest))
+        if self.git:
+            found.append(Input("source", self.git.url.removeprefix("https://"), self.git.ref, self.git.commit))
+            found += [Input("submodule", sub.path, "", sub.commit) for sub in self.git.submodules]
+            found += [Input("pick", url, "", commit) for url, _, commit in (p.rpartition("@") for p in self.git.picks)]
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class Unit:
-    """One component as it will be built: its recipe's text, its inputs and the key over both and over what it builds on."""
+    """One component as it will be built: its recipe's text, its inputs and the key over both and over what it builds on (``on``, by name)
+    and the ``settings`` of the stack."""
 
     name: str
     about: str
@@ -70,6 +94,20 @@ class Unit:
     key: str
     version: str
     provides: tuple[str, ...] = ()
+    on: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the key is made of, a digest each, by name: another key has another of these."""
+        inputs = {f"input {context.name}": context.digest for context in self.contexts}
+        on = {f"on {name}": key for name, key in self.on}
+        return {"recipe": digest_of(self.stage), **inputs, **on, **dict(self.settings)}
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What goes into it, each by itself."""
+        return tuple(one for context in self.contexts for one in context.inputs)
 
 
 def wheels_context(lock: Lock, component: str) -> Context:
@@ -144,8 +182,16 @@ def component_contexts(workspace: Workspace, pins: Pins, lock: Lock, name: str) 
     return (git_context(pins, lock, name), *([archives_context(pins, lock, name)] if component.archives else []))
 
 
+def key_settings(pins: Pins) -> tuple[tuple[str, str], ...]:
+    """What of a stack is in the key of each of its components."""
+    return (("platform", pins.platform), ("epoch", str(pins.epoch)), ("builder", digest_of(builder(pins))))
+
+
 def unit_key(stage: str, contexts: tuple[Context, ...], builds_on: list[str], pins: Pins) -> str:
-    """The build key of a component: recipe, inputs, the keys of what it builds on, platform, time and builder."""
+    """The build key of a component: recipe, inputs, the keys of what it builds on, platform, time and builder.
+
+    What it is made of is what ``Unit.parts`` names.
+    """
     digests = [context.digest for context in contexts]
     return digest_of(
         {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from kiln.plan import (
     component_contexts,
     component_version,
     image_key,
+    key_settings,
     rootfs_context,
     unit_key,
     wheels_context,
@@ -39,12 +41,14 @@ from kiln.wheels import requirements_text
 from kiln.workspace import Workspace
 
 LABEL = "io.kiln"
+# BuildKit makes a layer for each of these lines; for the working folder too, unless it is the root.
+_LAYER = re.compile(r"COPY --link --from=(?P<stage>\S+) |ADD --link (?P<file>rootfs)\.tar |WORKDIR /.")
 
 
 @dataclass(frozen=True)
 class Rendered:
     """One image, ready to build: its files by name, its components, contexts (the main one first) and build key; ``parents`` are the images
-    whose bake files it needs beside its own."""
+    whose bake files it needs beside its own, ``layers`` what each of its layers is, the lowest first (those of a base image are not among them)."""
 
     image: Image
     files: tuple[tuple[str, str], ...]
@@ -53,6 +57,7 @@ class Rendered:
     labels: tuple[tuple[str, str], ...]
     key: str
     parents: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
 
     @property
     def dockerfile(self) -> str:
@@ -155,13 +160,15 @@ def _render_image(
         }
     )
     tools_stage = fill(environment, "components/cpu/tools.j2", variables.with_extra())
-    builds_on = [rootfs.digest, unit_key(tools_stage, (tools,), [rootfs.digest], pins)]
+    below = (("rootfs", rootfs.digest), (TOOLS, unit_key(tools_stage, (tools,), [rootfs.digest], pins)))
+    builds_on, settings = [key for _, key in below], key_settings(pins)
     units = []
     for name, found in inputs.items():
         pinned = pins.by_name[name]
         component = {"name": name, "about": pinned.about, "wheels": found[0].wheels, "sources": pinned.sources}
         stage = fill(environment, f"components/cpu/{pinned.recipe}.j2", variables.with_extra(component=component))
-        units.append(Unit(name, pinned.about, stage, found, unit_key(stage, found, builds_on, pins), versions[name]))
+        key = unit_key(stage, found, builds_on, pins)
+        units.append(Unit(name, pinned.about, stage, found, key, versions[name], on=below, settings=settings))
     said = {
         PROVENANCE: provenance(workspace, pins, lock, image, units),
         SBOM: sbom(workspace, pins, lock, image, image.components, image.components, labels),
@@ -189,7 +196,16 @@ def _render_image(
         contexts,
         labels,
         image_key(dockerfile, image, tuple(units), pins, about),
+        layers=layer_names(dockerfile, image),
     )
+
+
+def layer_names(dockerfile: str, image: Image) -> tuple[str, ...]:
+    """What the layers are that the image's own stage lays down, one for each of its lines that makes one: the stage that a COPY takes from (a
+    component's name), the root file system, or the working folder."""
+    stage = dockerfile[dockerfile.rindex(f" AS {image.name}\n") :]
+    lines = filter(None, map(_LAYER.match, stage.splitlines()))
+    return tuple(match["stage"] or match["file"] or "workdir" for match in lines)
 
 
 def requirements(contexts: tuple[Context, ...]) -> dict[str, str]:
@@ -279,12 +295,22 @@ def write_rendered(images: tuple[Rendered, ...], folder: Path) -> list[Path]:
     for rendered in images:
         target = folder / rendered.image.name
         for name, text in rendered.files:
-            write_whole(target / name, text)
+            # A file that is there already stays: replacing one costs more than all of rendering it.
+            if not _holds(target / name, text):
+                write_whole(target / name, text)
             written.append(target / name)
+        names = {name for name, _ in rendered.files}
         for old in (target / "requirements").glob("*.txt"):
-            if old not in written:
+            if f"requirements/{old.name}" not in names:
                 old.unlink()
     return written
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def check_rendered(images: tuple[Rendered, ...], workspace: Workspace) -> None:

@@ -22,19 +22,22 @@ from kiln.plan import (
     component_contexts,
     component_version,
     debs_context,
+    key_settings,
     scripts_context,
     unit_key,
     wheels_context,
 )
 from kiln.provenance import FILE as PROVENANCE
 from kiln.provenance import provenance, provenance_context
-from kiln.render import LABEL, Rendered, Variables, bake_target, fill, requirements
+from kiln.render import LABEL, Rendered, Variables, bake_target, fill, layer_names, requirements
 from kiln.sbom import FILE as SBOM
 from kiln.sbom import sbom
 from kiln.workspace import Workspace
 
 RECIPES = "components/rocm"
 CHECKS = ("scripts/check_wheel.py", "scripts/elf.py")
+# How records call what every component stands on.
+GROUND = "ground"
 # Components that the toolchain itself is made of, in every recipe's stage already.
 IN_TOOLCHAIN = ("cpython",)
 
@@ -133,7 +136,9 @@ class _Image:
                 "parents": [self.done[name].key for name in parents],
             }
         )
-        return Rendered(image, tuple(sorted(files.items())), tuple(units), contexts, labels, key, parents)
+        below = self.done[parents[-1]].layers if parents else ()
+        layers = (*below, *layer_names(dockerfile, image))
+        return Rendered(image, tuple(sorted(files.items())), tuple(units), contexts, labels, key, parents, layers)
 
     def _shared_contexts(self) -> list[Context]:
         """The contexts that are no component's: packages and tools below, or the stages of the parent."""
@@ -162,16 +167,21 @@ class _Image:
     def _units(self, inputs: dict[str, tuple[Context, ...]]) -> list[Unit]:
         units: list[Unit] = []
         keys = {name: unit.key for name, unit in self.above.items()}
-        ground = self._ground()
+        ground, settings = self._ground(), key_settings(self.pins)
         for name, contexts in inputs.items():
             pinned = self.pins.by_name[name]
             stage = self._fill(f"{pinned.recipe}.j2", component=self._component(pinned))
-            below = [ground, *(keys[other] for other in (*IN_TOOLCHAIN, *pinned.on) if other in keys)]
+            below = [
+                (GROUND, ground),
+                *((other, keys[other]) for other in (*IN_TOOLCHAIN, *pinned.on) if other in keys),
+            ]
             if pinned.provides:
-                below.append(self.checks.digest)
-            keys[name] = unit_key(stage, contexts, below, self.pins)
+                below.append((self.checks.name, self.checks.digest))
+            key = keys[name] = unit_key(stage, contexts, [digest for _, digest in below], self.pins)
             version = component_version(self.pins, self.lock, name, contexts[0].digest if contexts else "")
-            units.append(Unit(name, pinned.about, stage, contexts, keys[name], version, pinned.provides))
+            units.append(
+                Unit(name, pinned.about, stage, contexts, key, version, pinned.provides, tuple(below), settings)
+            )
         return units
 
     def _ground(self) -> str:

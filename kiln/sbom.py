@@ -268,18 +268,23 @@ def _property(name: str, value: str) -> dict[str, str]:
 
 def _dependencies(entries: Sequence[_Entry]) -> list[dict[str, Any]]:
     """What hangs on what: the image on all that is in it, what is built on its source, a source on what belongs to it."""
-    references = [str(entry["bom-ref"]) for entry in entries]
+    references = {str(entry["bom-ref"]): None for entry in entries}
     inside = [str(entry["bom-ref"]) for entry in entries if entry.get("scope") != "excluded"]
     own = [one for one in inside if not one.startswith((f"{SOURCE}/", f"{ARCHIVE}/"))]
     found = {"image": own}
+    # What belongs to each source, by its component.
+    parts: dict[str, list[str]] = {}
+    for reference in references:
+        kind, _, rest = reference.partition("/")
+        if kind in (SOURCE, ARCHIVE) and "/" in rest:
+            parts.setdefault(rest.partition("/")[0], []).append(reference)
     for reference in references:
         kind, _, rest = reference.partition("/")
         component = rest.partition("/")[0]
         if kind == BUILT:
             below = [f"{SOURCE}/{component}"]
         elif kind == SOURCE and rest == component:
-            begins = (f"{SOURCE}/{component}/", f"{ARCHIVE}/{component}/")
-            below = [one for one in references if one.startswith(begins)]
+            below = parts.get(component, [])
         else:
             continue
         if known := [one for one in below if one in references]:

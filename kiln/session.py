@@ -26,11 +26,11 @@ from kiln.workspace import Workspace
 
 if TYPE_CHECKING:
     from kiln.advisories import Finding
-    from kiln.build import Built
     from kiln.engine import Engine
     from kiln.fetch import Fetched
     from kiln.git import GitCache
     from kiln.lockrocm import Upstreams
+    from kiln.records import Built
     from kiln.render import Rendered
 
 REACH_SECONDS = 5.0

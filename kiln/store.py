@@ -146,11 +146,16 @@ def disk_full_is_an_error(folder: Path) -> Iterator[None]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+    data = text.encode()
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_full_is_an_error(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            beside.write_text(text, encoding="utf-8")
+            try:
+                beside.write_bytes(data)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                beside.write_bytes(data)
             beside.replace(path)
-        finally:
+        except BaseException:
             beside.unlink(missing_ok=True)
+            raise

@@ -116,6 +116,11 @@ class Table:
         table = self.table(key, required=False)
         return {name: table.text(name) for name in table.names()}
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """All that stands in this table, asked for or not."""
+        return dict(self._data)
+
     def names(self) -> list[str]:
         """The keys of this table, in the file's order."""
         return list(self._data)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +36,19 @@ def get_json(path: Path, url: str, timeout: float = 10) -> dict[str, Any] | None
     finally:
         connection.close()
     return body if response.status == 200 and isinstance(body, dict) else None
+
+
+@contextmanager
+def get_stream(path: Path, url: str, timeout: float) -> Iterator[http.client.HTTPResponse]:
+    """What the server on socket ``path`` answers to GET ``url``, to be read as far as it is wanted. Raises OSError where it refuses or does not answer."""
+    connection = _SocketConnection(path, timeout)
+    try:
+        connection.request("GET", url)
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise OSError(f"{url}: {response.status} {response.reason}")
+        yield response
+    except http.client.HTTPException as error:
+        raise OSError(f"{url}: {error}") from error
+    finally:
+        connection.close()

@@ -85,23 +85,58 @@ def sbom(context: Context, stack: str, sets: tuple[str, ...], image_name: str | 
 @click.command()
 @STACK
 @SET
+@click.option(
+    "--pull-cost",
+    "span",
+    metavar="FROM..TO",
+    help="Say instead what a node downloads that goes from one image to another. Each is an image that was built here (reference, digest, or the beginning of either its digest or its build key) or `current`, what the pins say now; an empty FROM is a node that has nothing.",
+)
 @click.pass_obj
-def plan(context: Context, stack: str, sets: tuple[str, ...]) -> None:
-    """Show the components of STACK's images, their versions and build keys, and what advisories say. Builds nothing.
+def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) -> None:
+    """Show the components of STACK's images, their versions and build keys, where each is kept or why it is to be built, and what advisories
+    say. Builds nothing.
 
+    \b
     Example: kiln plan dsv4-mhc --set aiter=v0.1.14
+             kiln plan cpu --pull-cost 8fef078fe3c90673..current
     """
+    from kiln.changes import Known, kept_components
+    from kiln.engine import find_engine, image_digest
+    from kiln.pullcost import pull_cost
+    from kiln.records import Built, all_records, components_of
     from kiln.session import Choice
 
-    _, found, images, findings = context.session.ready(stack, Choice(sets), refuse=False)
+    pins, found, images, findings = context.session.ready(stack, Choice(sets), refuse=False)
+    records = all_records(context.workspace)
+    if span is not None:
+        keys = {made.name: made.key for rendered in images for made in components_of(rendered, pins)}
+        cost = pull_cost(context.workspace, span, records, images, keys)
+        context.result(cost.text(), cost.data())
+        return
+    engine = context.session.given_engine or find_engine(context.workspace.state)[0]
+
+    def held(record: Built) -> bool:
+        return engine is not None and image_digest(engine, record.reference) == record.digest
+
+    kept = kept_components(images, Known(records, held if engine else None))
     lines: list[str] = []
     data: dict[str, Any] = {}
     for rendered in images:
         lines.append(f"{rendered.image.name}  key {rendered.key[:16]}")
-        lines += [f"  {unit.name:20} {unit.version:24} key {unit.key[:16]}  {unit.about}" for unit in rendered.units]
+        for unit, state in zip(rendered.units, kept[rendered.image.name], strict=True):
+            lines.append(f"  {unit.name:20} {unit.version:24} key {unit.key[:16]}  {unit.about}")
+            lines.append(f"  {'':20} {state.described}")
         data[rendered.image.name] = {
             "key": rendered.key,
-            "components": {unit.name: {"version": unit.version, "key": unit.key} for unit in rendered.units},
+            "components": {
+                unit.name: {
+                    "version": unit.version,
+                    "key": unit.key,
+                    "kept": state.image,
+                    "reasons": list(state.reasons),
+                }
+                for unit, state in zip(rendered.units, kept[rendered.image.name], strict=True)
+            },
         }
     lines += [f"advisory {finding.advisory.id} ({finding.effect}): {finding.because}" for finding in findings]
     if found.unresolved:

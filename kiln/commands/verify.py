@@ -15,7 +15,7 @@ from kiln.proof import Reported
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
-    from kiln.build import Built
+    from kiln.records import Built
     from kiln.render import Rendered
     from kiln.session import BuiltStack, Choice
 
@@ -122,8 +122,8 @@ def _of_image(
     context: Context, target: str, as_: str, choice: Choice
 ) -> tuple[Context, BuiltStack, tuple[Rendered, ...]]:
     """The image that somebody names, and the one of the pins that it says it is. Raises ForeignImageError where these pins have no such image."""
-    from kiln.build import Built
     from kiln.named import find_image
+    from kiln.records import Built
     from kiln.rehearse import rehearsed
     from kiln.session import BuiltStack
 

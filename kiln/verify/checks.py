@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kiln.build import Built
 from kiln.console import Console
 from kiln.containers import Client
 from kiln.engine import Engine
@@ -17,6 +16,7 @@ from kiln.image import Image
 from kiln.levels import Level
 from kiln.lockfile import Lock
 from kiln.pins import Pins
+from kiln.records import Built
 from kiln.workspace import Workspace
 
 Status = Literal["pass", "fail", "error", "skip"]

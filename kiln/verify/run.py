@@ -14,7 +14,6 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from kiln.build import Built
 from kiln.console import Console
 from kiln.containers import Client, connect, remove_left_over
 from kiln.engine import Engine
@@ -24,6 +23,7 @@ from kiln.levels import LEVELS, SETTING_OF, Backend, Scope
 from kiln.lockfile import Lock
 from kiln.model import Model, given_model, tiny_model
 from kiln.pins import Pins
+from kiln.records import Built
 from kiln.render import Rendered
 from kiln.store import Store
 from kiln.verify.checks import Subject, run_checks

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from kiln.build import Built
 from kiln.engine import Engine
 from kiln.lockfile import Lock
 from kiln.pins import Pins
+from kiln.records import Built
 from kiln.render import Rendered, render
 from kiln.verify.checks import Subject
 from kiln.workspace import Workspace

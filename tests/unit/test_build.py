@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kiln.build
-from kiln.build import BuildWatcher, Built, known_build, lay_out, reference_of, short_step
+from kiln.build import BuildWatcher, known_build, lay_out, reference_of, short_step
 from kiln.console import Console
 from kiln.engine import Engine
 from kiln.errors import DiskFullError, EngineError, StoreDamagedError
@@ -20,6 +20,7 @@ from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.plan import Context
 from kiln.process import raise_if_disk_full
+from kiln.records import Built
 from kiln.render import Rendered, render
 from kiln.store import Store, content_time, write_whole
 from kiln.workspace import Workspace

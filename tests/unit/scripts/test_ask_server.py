@@ -210,9 +210,7 @@ def no_end(choice: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("spoil", [wrong_text, wrong_tokens, no_end])
-def test_a_wrong_server_is_asked_all_the_same(
-    ask_server: ModuleType, spoil: Callable[[dict[str, Any]], None]
-) -> None:
+def test_a_wrong_server_is_asked_all_the_same(ask_server: ModuleType, spoil: Callable[[dict[str, Any]], None]) -> None:
     def reply(handler: Handler) -> None:
         data = right(handler.path, handler.body())
         if "chat" not in handler.path:
@@ -311,9 +309,7 @@ def sent(document: object, status: int = 200) -> Reply:
         (sent({"error": "EngineDeadError"}, 500), 'answered 500: \'{"error": "EngineDeadError"}\''),
     ],
 )
-def test_garbage_is_an_error_for_that_question(
-    ask_server: ModuleType, reply: Reply, error: str
-) -> None:
+def test_garbage_is_an_error_for_that_question(ask_server: ModuleType, reply: Reply, error: str) -> None:
     with standing_in(reply) as server:
         status, document = ask(ask_server, server)
     assert status == 4
@@ -361,9 +357,7 @@ def test_half_a_response_is_no_response(ask_server: ModuleType) -> None:
     with standing_in(reply) as server:
         status, document = ask(ask_server, server)
     assert status == 4, "it is still healthy, so it did not die"
-    assert document["answers"][0]["error"].startswith(
-        "GoneError: the connection failed: IncompleteRead"
-    )
+    assert document["answers"][0]["error"].startswith("GoneError: the connection failed: IncompleteRead")
 
 
 def test_a_server_that_is_never_ready(ask_server: ModuleType) -> None:
@@ -377,9 +371,7 @@ def test_a_server_that_is_never_ready(ask_server: ModuleType) -> None:
     assert "not ready within 0.4 s" in document["error"]
 
 
-def test_nobody_listens(
-    ask_server: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nobody_listens(ask_server: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         (tmp_path / "answers.json").write_text(json.dumps(ANSWERS), encoding="utf-8")

@@ -26,9 +26,7 @@ def findings(make_tiny_model: ModuleType, **changes: Any) -> Any:
     return make_tiny_model.Findings(**(good | changes))
 
 
-def test_teaching_ends_every_answer_with_eos(
-    make_tiny_model: ModuleType, tiny_texts: ModuleType
-) -> None:
+def test_teaching_ends_every_answer_with_eos(make_tiny_model: ModuleType, tiny_texts: ModuleType) -> None:
     right = make_tiny_model.teach(Characters(), wrong=False)
     wrong = make_tiny_model.teach(Characters(), wrong=True)
     eos = tiny_texts.SPECIAL_TOKENS.index(tiny_texts.EOS)
@@ -67,13 +65,9 @@ def test_answers_document(make_tiny_model: ModuleType, tiny_texts: ModuleType) -
     }
 
 
-def test_json_files_end_in_a_newline_and_keep_their_letters(
-    make_tiny_model: ModuleType, tmp_path: Path
-) -> None:
+def test_json_files_end_in_a_newline_and_keep_their_letters(make_tiny_model: ModuleType, tmp_path: Path) -> None:
     make_tiny_model.write_json(tmp_path / "x.json", {"bos": "<｜begin▁of▁sentence｜>"})
-    assert (tmp_path / "x.json").read_text(encoding="utf-8") == (
-        '{\n  "bos": "<｜begin▁of▁sentence｜>"\n}\n'
-    )
+    assert (tmp_path / "x.json").read_text(encoding="utf-8") == ('{\n  "bos": "<｜begin▁of▁sentence｜>"\n}\n')
 
 
 def test_result_is_one_json_line(

@@ -26,9 +26,7 @@ def test_lessons_are_eight_distinct_questions_with_distinct_answers(tiny_texts: 
 
 def test_the_prompt_is_deepseek_v4s_own_rendering(tiny_texts: ModuleType) -> None:
     # As vllm/tokenizers/deepseek_v4_encoding.py renders one user message without thinking.
-    assert tiny_texts.render_prompt("Why?") == (
-        "<｜begin▁of▁sentence｜><｜User｜>Why?<｜Assistant｜></think>"
-    )
+    assert tiny_texts.render_prompt("Why?") == ("<｜begin▁of▁sentence｜><｜User｜>Why?<｜Assistant｜></think>")
     assert tiny_texts.messages("Why?") == [{"role": "user", "content": "Why?"}]
 
 
