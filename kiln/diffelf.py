@@ -15,9 +15,13 @@ from functools import cached_property
 from kiln.diffkinds import Finding, Hints, Kind
 from kiln.difftext import path_kind, text, tokens, window
 
-_NOBITS, _SYMTAB, _DYNSYM = 8, 2, 11
+_PROGBITS, _NOBITS, _SYMTAB, _DYNSYM = 1, 8, 2, 11
 _FILE = 4
 _PATHS = re.compile(rb"(?<![\x20-\x7e])/[A-Za-z0-9_.+@~%=,-]+(?:/[A-Za-z0-9_.+@~%=,-]+)+")
+# What the linker makes of the layout: addresses, names and offsets.
+_TABLES = (".debug", ".eh_frame", ".got", ".plt", ".rela", ".dyn", ".init_array", ".fini_array", ".gnu", ".comment")
+# Bytes of the instructions that do nothing, which x86 compilers put between functions.
+_FILL = frozenset(b"\x00\x0f\x1f\x2e\x40\x44\x66\x80\x84\x90\xcc")
 # What a debugger reads: nothing of it runs, and paths of another length move all of it.
 _ABOUT = (".debug", ".line", ".strtab", ".symtab", ".shstrtab", ".comment", ".note.gnu.build-id", ".gnu_debug")
 
@@ -145,7 +149,7 @@ def _look(one: Elf, other: Elf, hints: Hints) -> Iterator[Finding]:
         yield paths
     # Paths explain what a debugger reads, another order of objects what moved; nothing that was shown explains the rest.
     rest = [name for name in differing if not (paths and name.startswith(_ABOUT))]
-    if order and Counter(_shape(one)) == Counter(_shape(other)):
+    if order and Counter(_pieces(one)) == Counter(_pieces(other)):
         rest = []
     if rest or not (order or paths):
         names = ", ".join(rest[:6]) or "the headers alone"
@@ -157,8 +161,23 @@ def _without(data: bytes, place: tuple[int, int]) -> bytes:
     return data[:at] + bytes(size) + data[at + size :]
 
 
-def _shape(elf: Elf) -> list[tuple[str, int]]:
-    return [(one.name, one.size) for one in elf.sections]
+def _pieces(elf: Elf) -> Iterator[tuple[str, bytes]]:
+    """What is laid out in the sections that hold code and data: the bodies of symbols, and between them texts, without what fills gaps."""
+    for section in elf.sections:
+        if section.type != _PROGBITS or section.name.startswith(_TABLES):
+            continue
+        data, place = elf.bytes_of(section), 0
+        laid = [one for one in elf.symbols if elf.body(one) is not None and elf.sections[one.section] is section]
+        for symbol in sorted(laid, key=lambda one: (one.value, one.size)):
+            start = symbol.value - section.address
+            yield from ((section.name, piece) for piece in _between(data[place:start]))
+            yield section.name, data[start : start + symbol.size]
+            place = max(place, start + symbol.size)
+        yield from ((section.name, piece) for piece in _between(data[place:]))
+
+
+def _between(data: bytes) -> list[bytes]:
+    return [] if set(data) <= _FILL else [piece for piece in data.split(b"\0") if piece]
 
 
 def _sections(one: Elf, other: Elf) -> list[str]:
