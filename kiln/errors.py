@@ -206,6 +206,20 @@ class ForeignImageError(KilnError):
     exit_code = 64
 
 
+class ImageDamagedError(KilnError):
+    """An image cannot be read: a part of it is missing, cut off, or does not have the bytes that it is named after."""
+
+    exit_code = 65
+    hint = "make the copy again (docker save, or the build that wrote it); if this happens twice, check the disk"
+
+
+class DifferentError(KilnError):
+    """Two images that were compared are not the same."""
+
+    exit_code = 66
+    hint = "docs/diff.md says what each kind of difference usually comes of"
+
+
 class InterruptedByUserError(KilnError):
     """Stopped by Ctrl-C or a termination signal."""
 

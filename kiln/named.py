@@ -48,22 +48,7 @@ def find_image(
     ``stack`` and ``image`` say what it is to be compared with, whatever its labels say. Raises UsageError for what is no reference and for a tag of
     a registry (with the digest that it points to), UpstreamError where no registry has it, ForeignImageError where it is not Kiln's.
     """
-    found = _REFERENCE.fullmatch(text)
-    if not found and not _DIGEST.fullmatch(text):
-        raise UsageError(
-            f"{text!r} is no stack and no image",
-            why="An image is named as docker names it: name:tag, or host/name@sha256:… .",
-            fix="kiln verify STACK, or docker image ls for the names of images",
-        )
-    reference = text
-    if image_document(engine, text) is None:
-        reference = _pulled(
-            engine,
-            config,
-            found["name"] if found else "",
-            (found["tag"], found["digest"]) if found else ("", text),
-            console,
-        )
+    reference = in_engine(engine, config, text, console)
     document = image_document(engine, reference) or {}
     media = str((document.get("Descriptor") or {}).get("mediaType", ""))
     if media.endswith(("index.v1+json", "manifest.list.v2+json")):
@@ -91,7 +76,28 @@ def find_image(
     )
 
 
-def _pulled(engine: Engine, config: Config, name: str, wanted: tuple[str | None, str | None], console: Console) -> str:
+def in_engine(engine: Engine, config: Config, text: str, console: Console, *, command: str = "kiln verify") -> str:
+    """The reference by which the engine has the image that ``text`` names, whoever built it; pulled where it has it not and the name has a digest.
+
+    ``command`` is what the messages tell to type. Raises UsageError for what is no reference and for a tag of a registry (with the digest that it points
+    to), UpstreamError where no registry has it.
+    """
+    found = _REFERENCE.fullmatch(text)
+    if not found and not _DIGEST.fullmatch(text):
+        raise UsageError(
+            f"{text!r} is no stack and no image",
+            why="An image is named as docker names it: name:tag, or host/name@sha256:… .",
+            fix=f"{command} STACK, or docker image ls for the names of images",
+        )
+    if image_document(engine, text) is not None:
+        return text
+    name, wanted = (found["name"], (found["tag"], found["digest"])) if found else ("", ("", text))
+    return _pulled(engine, config, name, wanted, console, command)
+
+
+def _pulled(
+    engine: Engine, config: Config, name: str, wanted: tuple[str | None, str | None], console: Console, command: str
+) -> str:
     """The reference of an image that was pulled by its digest."""
     tag, digest = wanted
     shown = name + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
@@ -112,7 +118,7 @@ def _pulled(engine: Engine, config: Config, name: str, wanted: tuple[str | None,
         raise UsageError(
             f"{shown} is a tag, and a tag can move between the check and the use",
             why=f"It points to {now} now.",
-            fix=f"kiln verify {name}@{now}",
+            fix=f"{command} {name}@{now}",
         )
     place = f"{config.mirrored(name)}@{_of_platform(engine, f'{config.mirrored(name)}@{digest}', digest)}"
     console.step(f"pulling {place}")

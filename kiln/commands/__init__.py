@@ -17,6 +17,7 @@ MODULES = {
     "images": ("render", "sbom", "plan", "build", "image", "rehearse"),
     "verify": ("verify",),
     "reports": ("report",),
+    "diff": ("diff",),
     "host": ("engine", "exit-codes"),
 }
 
