@@ -8,6 +8,7 @@ from kiln.canonical import digest_of
 from kiln.errors import PinsError
 from kiln.gates import Gates, read_gates
 from kiln.pins import Pins
+from kiln.reproducible import LEVELS
 from kiln.tomlread import Problems, read_table
 from kiln.workspace import Workspace
 
@@ -33,7 +34,7 @@ class Image:
     ``serve`` are the arguments that the smoke test adds to the entry point; ``memory`` is the server's limit in bytes, and the seconds bound
     its start and all its answers together. ``needs`` says what of the machine serving takes, if it is anything (``NEEDS``). ``backends`` are the
     implementations of the mHC operators in it that are compared with the mathematics (``BACKENDS``), ``gates`` what is measured of it with real
-    weights."""
+    weights, ``reproducible`` how far each component is claimed to be the same again."""
 
     name: str
     about: str
@@ -54,6 +55,7 @@ class Image:
     needs: str = ""
     backends: tuple[str, ...] = ()
     gates: Gates | None = None
+    reproducible: tuple[tuple[str, str], ...] = ()
 
 
 def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
@@ -92,6 +94,7 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         needs=verify.text("needs", "", check=lambda text: None if text in NEEDS else f"known: {', '.join(NEEDS)}"),
         backends=verify.texts("backends", ()),
         gates=read_gates(verify.table("gates"), problems) if "gates" in verify.names() else None,
+        reproducible=_claims(top.strings("reproducible"), image.texts("components"), problems),
     )
     if described.gates and len(settings) != 2:
         problems.add("verify.gates", f"compare two settings, and [verify.settings] has {len(settings)}")
@@ -113,6 +116,20 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         table.done()
     problems.raise_if_any()
     return described
+
+
+def _claims(claims: dict[str, str], components: tuple[str, ...], problems: Problems) -> tuple[tuple[str, str], ...]:
+    """What is claimed of the components by name, and of all others (``default``)."""
+    if "default" not in claims:
+        problems.add(
+            "reproducible.default", "is missing: the level that is claimed of the components that are not named"
+        )
+    for component, level in claims.items():
+        if level not in LEVELS:
+            problems.add(f"reproducible.{component}", f"{level!r} is no level; known: {', '.join(LEVELS)}")
+        if component not in ("default", *components):
+            problems.add(f"reproducible.{component}", "is no component of the image")
+    return tuple(claims.items())
 
 
 def _known_backends(backends: tuple[str, ...], problems: Problems) -> None:

@@ -21,7 +21,9 @@ def layer_names(root: Path | None, image: OciImage) -> tuple[str, ...]:
     """
     labels = (image.config.get("config") or {}).get("Labels") or {}
     title = str(labels.get("org.opencontainers.image.title", ""))
-    said = {key.removeprefix(f"{LABEL}.component.") for key in labels if key.startswith(f"{LABEL}.component.")}
+    about = [key.removeprefix(f"{LABEL}.component.") for key in labels if key.startswith(f"{LABEL}.component.")]
+    # A component's commit, submodules and so on have labels below its own.
+    said = {name for name in about if "." not in name}
     if not said or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", title):
         return ()
     try:

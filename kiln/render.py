@@ -34,6 +34,7 @@ from kiln.plan import (
 )
 from kiln.provenance import FILE as PROVENANCE
 from kiln.provenance import provenance, provenance_context
+from kiln.reproducible import level_of
 from kiln.sbom import FILE as SBOM
 from kiln.sbom import sbom
 from kiln.store import write_whole
@@ -225,6 +226,7 @@ def _labels(pins: Pins, lock: Lock, image: Image, versions: Mapping[str, str]) -
         f"{LABEL}.stack": pins.stack,
         f"{LABEL}.lock.sha256": lock.sha256,
         **{f"{LABEL}.component.{name}": version for name, version in versions.items()},
+        **{f"{LABEL}.component.{name}.reproducible": level_of(image, name, lock) for name in versions},
     }
     return tuple(sorted(labels.items()))
 

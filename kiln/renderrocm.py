@@ -30,6 +30,7 @@ from kiln.plan import (
 from kiln.provenance import FILE as PROVENANCE
 from kiln.provenance import provenance, provenance_context
 from kiln.render import LABEL, Rendered, Variables, bake_target, fill, layer_names, requirements
+from kiln.reproducible import level_of
 from kiln.sbom import FILE as SBOM
 from kiln.sbom import sbom
 from kiln.workspace import Workspace
@@ -225,7 +226,7 @@ class _Image:
         labels |= {key: value for key, value in inherited.items() if key.startswith(f"{LABEL}.component.")}
         for unit in units:
             name = f"{LABEL}.component.{unit.name}"
-            labels[name] = unit.version
+            labels |= {name: unit.version, f"{name}.reproducible": level_of(self.image, unit.name, self.lock)}
             if git := self.lock.git_of.get(unit.name):
                 labels |= {f"{name}.url": git.url, f"{name}.commit": git.commit}
                 if git.picks:

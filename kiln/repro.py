@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kiln.conditions import (
     FIRST,
@@ -33,8 +33,17 @@ from kiln.engine import Engine, PrivateEngine, probe
 from kiln.errors import BuildError, EngineError, KilnError
 from kiln.otherengine import other_engine, unpack_docker
 from kiln.process import end_group
+from kiln.reproducible import below_claim, level_of, measured
 from kiln.rootfs import place_file
 from kiln.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kiln.diff import Diff
+    from kiln.lockfile import Lock
+    from kiln.ociimage import OciImage
+    from kiln.render import Rendered
+
+    Names: TypeAlias = Callable[[OciImage], Sequence[str]]
 
 FOLDER = "repro"
 BUILD_SECONDS = 12 * 3600
@@ -67,6 +76,45 @@ class Asked:
             words = ["rehearse", self.stack, "--standins", str(self.standins.absolute()), "--no-verify"]
             return [*start, *words, *self.words]
         return [*start, "build", self.stack, *self.words]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One image of all builds: its digests, the level of each component (claimed, measured), the builds (by place) whose image is another than the
+    first one's, and what is claimed and not so, a line each."""
+
+    image: str
+    digests: tuple[str, ...]
+    components: tuple[tuple[str, str, str], ...]
+    differing: tuple[int, ...]
+    broken_claims: tuple[str, ...]
+
+    def text(self) -> str:
+        """For people."""
+        verdict = "one digest in all builds" if not self.differing else "DIFFERENT digests"
+        lines = [f"{self.image}: {verdict}", *(f"  {digest}" for digest in dict.fromkeys(self.digests))]
+        lines += [f"  {name:20} claimed {claimed:16} measured {found}" for name, claimed, found in self.components]
+        return "\n".join(lines)
+
+
+def compared(outcomes: Sequence[Outcome], images: Sequence[Rendered], lock: Lock) -> list[Compared]:
+    """The images of all builds side by side. ``images`` and ``lock`` say what is claimed."""
+    found = []
+    builders = [one.builder for one in outcomes]
+    for place, rendered in enumerate(images):
+        records = [one.images[place] for one in outcomes]
+        digests = tuple(record["digest"] for record in records)
+        layers = [{layer["component"]: layer["digest"] for layer in record["layers"]} for record in records]
+        rows, broken = [], []
+        for name in rendered.image.components:
+            claimed = level_of(rendered.image, name, lock)
+            level = measured([one.get(name, f"none {number}") for number, one in enumerate(layers)], builders)
+            rows.append((name, claimed, level))
+            if below_claim(claimed, level, across=len(set(builders)) > 1):
+                broken.append(f"{rendered.image.name}, {name}: claimed {claimed}, measured {level}")
+        differing = tuple(number for number, digest in enumerate(digests) if digest != digests[0])
+        found.append(Compared(rendered.image.name, digests, tuple(rows), differing, tuple(broken)))
+    return found
 
 
 @contextmanager
@@ -124,6 +172,24 @@ def _built(
         )
     finally:
         engine.stop()
+
+
+def differences(one: Outcome, other: Outcome, place: int, scratch: Path, names: Names, console: Console) -> Diff:
+    """What differs between the images of two builds at a ``place`` of the stack. Raises EngineError, ImageDamagedError."""
+    from kiln.config import Config
+    from kiln.diff import Options, compare
+    from kiln.diffkinds import Hints
+    from kiln.ociimage import Reader
+
+    sides = []
+    for build in (one, other):
+        engine = probe(build.host, private=True)
+        assert isinstance(engine, Engine), "the engines run for as long as their builds are compared"
+        reader = Reader(scratch, lambda engine=engine: engine, Config, console, "kiln repro")  # type: ignore[misc]
+        image = reader.read(build.images[place]["reference"])
+        sides.append(replace(image, name=f"build {build.name}"))
+    hints = Hints(tuple(build.conditions["host name"] for build in (one, other)))
+    return compare(sides[0], sides[1], scratch, console, Options(hints=hints, names=names))
 
 
 def _said(conditions: Conditions) -> str:

@@ -18,6 +18,7 @@ MODULES = {
     "verify": ("verify",),
     "reports": ("report",),
     "diff": ("diff",),
+    "repro": ("repro",),
     "host": ("engine", "exit-codes"),
 }
 

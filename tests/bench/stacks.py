@@ -62,6 +62,8 @@ workdir = "/"
 [runtime.env]
 LANG = "C.UTF-8"
 
+[reproducible]
+default = "same-digest"
 [verify]
 serve = []
 memory-gib = 1

@@ -62,6 +62,8 @@ user = "0:0"
 workdir = "/"
 [runtime.env]
 TOY = "1"
+[reproducible]
+default = "same-digest"
 [verify]
 serve = []
 memory-gib = 1
