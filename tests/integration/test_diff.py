@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.conftest import REPOSITORY, Ran
 
-# Into the root: a folder has the time at which BuildKit last wrote into its copy of the context, and so a difference of its own.
+# Into the root: the time of a folder below it was seen to differ as well, which is right and not what is asked here.
 DOCKERFILE = """
 FROM scratch AS files
 COPY --link base/ /
