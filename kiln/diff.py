@@ -103,7 +103,8 @@ def diff(reader: Reader, a: str, b: str, options: Options) -> Diff:
     digests = reader.digest(a), reader.digest(b)
     if digests[0] and digests[0] == digests[1]:
         return Diff(Side(a, digests[0]), Side(b, digests[1]))
-    return compare(reader.read(a), reader.read(b), reader.scratch, reader.console, options)
+    one, other = reader.read(a, b)
+    return compare(one, other, reader.scratch, reader.console, options)
 
 
 def compare(one: OciImage, other: OciImage, scratch: Path, console: Console, options: Options) -> Diff:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,7 @@ class _Section:
     link: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Symbol:
     name: bytes
     info: int
@@ -163,12 +163,15 @@ def _without(data: bytes, place: tuple[int, int]) -> bytes:
 
 def _pieces(elf: Elf) -> Iterator[tuple[str, bytes]]:
     """What is laid out in the sections that hold code and data: the bodies of symbols, and between them texts, without what fills gaps."""
-    for section in elf.sections:
+    laid: dict[int, list[_Symbol]] = defaultdict(list)
+    for symbol in elf.symbols:
+        if elf.body(symbol) is not None:
+            laid[symbol.section].append(symbol)
+    for number, section in enumerate(elf.sections):
         if section.type != _PROGBITS or section.name.startswith(_TABLES):
             continue
         data, place = elf.bytes_of(section), 0
-        laid = [one for one in elf.symbols if elf.body(one) is not None and elf.sections[one.section] is section]
-        for symbol in sorted(laid, key=lambda one: (one.value, one.size)):
+        for symbol in sorted(laid[number], key=lambda one: (one.value, one.size)):
             start = symbol.value - section.address
             yield from ((section.name, piece) for piece in _between(data[place:start]))
             yield section.name, data[start : start + symbol.size]

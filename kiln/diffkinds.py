@@ -227,7 +227,7 @@ def table() -> str:
     return "\n".join(["| kind | what differs | usual cause | what to do |", "| --- | --- | --- | --- |", *rows])
 
 
-# Lists what of a comparison is about form alone: the same files with the same contents, modes and owners are in both.
+# What of a comparison is about form alone: the same files with the same contents, modes and owners are in both.
 SEMANTIC = frozenset({"mtime", "order", "tar-form", "compression", "history", "created"})
 # Words for several kinds at once, and the plurals that people type.
 GROUPS: dict[str, frozenset[str]] = {

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise, zip_longest
 
 from kiln.diffkinds import Finding, Hints, Kind
 
 # Lists of lines take some ten times their text in memory.
-LINES_LIMIT = 8 << 20
+LINES_LIMIT = 4 << 20
 # How far a number may lie from a known time and still be one: three years, for caches and wheels are older than the build.
 NEAR = 3 * 366 * 86400
 _BACK = 1 << 12
@@ -223,9 +223,12 @@ def _data(a: bytes, b: bytes) -> Finding | None:
 
 def changed_lines(a: bytes, b: bytes, limit: int = 3) -> str:
     """The first lines that only one side has, marked - and +."""
+    if max(len(a), len(b)) > LINES_LIMIT:
+        return f"{len(a)} / {len(b)} bytes differ"
     lines, others = a.splitlines(), b.splitlines()
     mine, theirs = set(lines), set(others)
-    found: Iterable[str] = [f"-{text(line, 100)}" for line in lines if line not in theirs]
-    found = [*found, *(f"+{text(line, 100)}" for line in others if line not in mine)]
-    shown = list(found)[: limit * 2]
-    return "; ".join(shown) + (f"; and {len(list(found)) - len(shown)} more" if len(list(found)) > len(shown) else "")
+    gone = [line for line in lines if line not in theirs]
+    new = [line for line in others if line not in mine]
+    shown = [*(f"-{text(line, 100)}" for line in gone[:limit]), *(f"+{text(line, 100)}" for line in new[:limit])]
+    more = max(len(gone) - limit, 0) + max(len(new) - limit, 0)
+    return "; ".join(shown) + (f"; and {more} more lines" if more else "")

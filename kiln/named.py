@@ -87,7 +87,7 @@ def in_engine(engine: Engine, config: Config, text: str, console: Console, *, co
         raise UsageError(
             f"{text!r} is no stack and no image",
             why="An image is named as docker names it: name:tag, or host/name@sha256:… .",
-            fix=f"{command} STACK, or docker image ls for the names of images",
+            fix=f"{command} --help says what it takes; docker image ls has the names of images",
         )
     if image_document(engine, text) is not None:
         return text

@@ -232,32 +232,45 @@ class Reader:
     command: str = "kiln diff"
 
     def digest(self, text: str) -> str:
-        """The manifest digest of an image, without saving it where the engine can be asked; '' where only reading it says."""
-        if Path(text).exists():
-            return read_layout(Path(text)).digest
-        engine = self.engine()
-        document = image_document(engine, self.reference(text)) or {}
-        descriptor = document.get("Descriptor") or {}
-        found = str(descriptor.get("digest") or document.get("Id", ""))
-        return "" if descriptor.get("mediaType") in INDEXES else found
+        """The manifest digest of an image, without saving it where the engine can be asked; '' where only reading it says.
 
-    def reference(self, text: str) -> str:
-        """What the engine calls the image; pulled if need be. Raises as ``kiln.named.in_engine`` does."""
-        return in_engine(self.engine(), self.config(), text, self.console, command=self.command)
-
-    def read(self, text: str) -> OciImage:
-        """The image that ``text`` names: a folder, an archive, or one of the engine (or a registry's, by digest).
-
-        Raises UsageError for what names none or several, EngineError where the engine does not hand it out, ImageDamagedError where it is not whole.
+        Raises as ``read`` does.
         """
         if Path(text).exists():
-            return read_layout(Path(text))
-        engine, reference = self.engine(), self.reference(text)
-        self.console.step(f"reading {text} out of the engine")
-        number = sum(1 for _ in self.scratch.iterdir())
-        archive = self.scratch / f"image-{number}.tar"
+            return read_layout(Path(text)).digest
+        descriptor = self._descriptor(self._reference(text))
+        return "" if descriptor.get("mediaType") in INDEXES else str(descriptor.get("digest", ""))
+
+    def read(self, *texts: str) -> list[OciImage]:
+        """The images that ``texts`` name: folders, archives, or images of the engine (or a registry's, by digest), which are saved once and together.
+
+        Raises UsageError for what names none or several, UpstreamError where no registry has it, EngineError where the engine does not hand it out,
+        ImageDamagedError where it is not whole.
+        """
+        references = {text: self._reference(text) for text in texts if not Path(text).exists()}
+        archive = self._saved(list(references.values())) if references else Path()
+        return [
+            read_layout(archive, text, wanted=str(self._descriptor(references[text]).get("digest", "")))
+            if text in references
+            else read_layout(Path(text))
+            for text in texts
+        ]
+
+    def _reference(self, text: str) -> str:
+        return in_engine(self.engine(), self.config(), text, self.console, command=self.command)
+
+    def _descriptor(self, reference: str) -> dict[str, Any]:
+        """What the engine's name points to: a manifest, or an index."""
+        document = image_document(self.engine(), reference) or {}
+        return document.get("Descriptor") or {"digest": document.get("Id", "")}
+
+    def _saved(self, references: list[str]) -> Path:
+        """An archive of images of the engine; what they have in common is in it once."""
+        self.console.step(f"reading {', '.join(references)} out of the engine")
+        archive = self.scratch / f"images-{sum(1 for _ in self.scratch.iterdir())}.tar"
+        words: list[str | Path] = ["docker", "save", "--output", archive, *references]
         with disk_full_is_an_error(self.scratch):
-            done = run(["docker", "save", "--output", archive, reference], env=engine.environment, timeout=SAVE_SECONDS)
+            done = run(words, env=self.engine().environment, timeout=SAVE_SECONDS)
         if done.code != 0:
-            raise EngineError(f"the engine does not hand out {text}", why=done.tail(3))
-        return read_layout(archive, text, wanted=reference.partition("@")[2])
+            raise EngineError(f"the engine does not hand out {', '.join(references)}", why=done.tail(3))
+        return archive
