@@ -159,13 +159,18 @@ def disk(folder: Path, wanted: bool, varied: Varied) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        run(["umount", folder])
+        # A daemon that died left its mounts below; what is still open keeps the disk until it is closed.
+        run(["umount", "--recursive", "--lazy", folder])
         image.unlink(missing_ok=True)
 
 
-def copy_checkout(root: Path, target: Path) -> Path:
-    """The project's files in another folder, with the times and the mask of now. Returns ``target``."""
-    ignored = shutil.ignore_patterns(".git", ".kiln*", "__pycache__", ".*_cache", ".hypothesis", "node_modules")
+def copy_checkout(root: Path, state: Path, target: Path) -> Path:
+    """The project's files, without its state folder, in another folder, with the times and the mask of now. Returns ``target``."""
+    patterns = shutil.ignore_patterns(".git", ".kiln*", "__pycache__", ".*_cache", ".hypothesis")
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return patterns(folder, names) | {name for name in names if Path(folder, name) == state}
+
     shutil.copytree(root, target, ignore=ignored, copy_function=shutil.copyfile, symlinks=True)
     for path in target.rglob("*"):
         source = root / path.relative_to(target)

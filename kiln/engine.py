@@ -27,8 +27,8 @@ from kiln.unixhttp import get_json
 # Docker without BuildKit's own version in it, so the engine's API version stands for it: 1.45 is Docker 26.0's.
 MINIMUM_API = (1, 45)
 CONTAINERD_STORE = "io.containerd.snapshotter.v1"
-# The kernel's limit for the path of a socket, less its closing zero.
-SOCKET_PATH_LIMIT = 107
+# Containerd's limit for the path of a socket, a little below the kernel's; its own is the longest in the engine's folder.
+SOCKET_PATH_LIMIT = 104
 START_SECONDS = 60
 
 
@@ -88,9 +88,10 @@ class PrivateEngine:
 
     def start(self, console: Console) -> None:
         """Start the daemon and wait until it answers. Raises EngineError with the end of its log where it does not."""
-        if len(str(self.socket)) > SOCKET_PATH_LIMIT:
+        longest = self.folder / "exec" / "containerd" / "containerd-debug.sock"
+        if len(str(longest)) > SOCKET_PATH_LIMIT:
             raise EngineError(
-                f"the path of the engine's socket is too long: {self.socket}",
+                f"the path of the engine's socket is too long: {longest}",
                 why=f"The kernel allows {SOCKET_PATH_LIMIT} characters.",
                 fix="put kiln's files into a shorter path: KILN_STATE=/var/tmp/kiln",
             )

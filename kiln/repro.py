@@ -132,6 +132,8 @@ def builds(
         clock: Path | None = fake_clock(workspace.state / "tools", console)
     except KilnError as error:
         clock, varied.missing["date"] = None, error.what
+    if suite:
+        unpack_docker(workspace.state / "tools", suite, console)
     with ExitStack() as opened:
         opened.callback(shutil.rmtree, folder, ignore_errors=True)
         outcomes = []
@@ -154,7 +156,9 @@ def _built(
 ) -> Iterator[Outcome]:
     began = time.monotonic()
     _copy_inputs(workspace, asked, state)
-    root = copy_checkout(workspace.root, state / "a-checkout-elsewhere") if conditions.other_folder else workspace.root
+    root = workspace.root
+    if conditions.other_folder:
+        root = copy_checkout(workspace.root, workspace.state, state / "a-checkout-elsewhere")
     engine = _engine(workspace, conditions, suite, state, clock, console)
     engine.start(console)
     try:
@@ -186,7 +190,7 @@ def differences(one: Outcome, other: Outcome, place: int, scratch: Path, names: 
         engine = probe(build.host, private=True)
         assert isinstance(engine, Engine), "the engines run for as long as their builds are compared"
         reader = Reader(scratch, lambda engine=engine: engine, Config, console, "kiln repro")  # type: ignore[misc]
-        image = reader.read(build.images[place]["reference"])
+        (image,) = reader.read(build.images[place]["reference"])
         sides.append(replace(image, name=f"build {build.name}"))
     hints = Hints(tuple(build.conditions["host name"] for build in (one, other)))
     return compare(sides[0], sides[1], scratch, console, Options(hints=hints, names=names))
