@@ -148,12 +148,19 @@ def _look(one: Elf, other: Elf, hints: Hints) -> Iterator[Finding]:
     if paths:
         yield paths
     # Paths explain what a debugger reads, another order of objects what moved; nothing that was shown explains the rest.
-    rest = [name for name in differing if not (paths and name.startswith(_ABOUT))]
+    rest = [
+        name for name in differing if not (paths and (name.startswith(_ABOUT) or _paths_alone(one, other, name, hints)))
+    ]
     if order and Counter(_pieces(one)) == Counter(_pieces(other)):
         rest = []
     if rest or not (order or paths):
         names = ", ".join(rest[:6]) or "the headers alone"
         yield Finding(Kind.CONTENT, f"sections that differ: {names}{' …' if len(rest) > 6 else ''}")
+
+
+def _paths_alone(one: Elf, other: Elf, name: str, hints: Hints) -> bool:
+    found = tokens(one.section(name), other.section(name), hints)
+    return found is not None and {each.kind for each in found} == {Kind.BUILD_PATH}
 
 
 def _without(data: bytes, place: tuple[int, int]) -> bytes:

@@ -196,7 +196,7 @@ def test_a_layer_of_any_size_takes_little_memory(tmp_path: Path, project: Path) 
         ]
         big = Entry("big", bytes([mtime]) * 220_000_000)
         tar = make_tar([*files, big], tarfile.GNU_FORMAT)
-        write_layout(tmp_path / side, [Made(tar, "gzip", level=1)])
+        write_layout(tmp_path / side, [Made(tar, "zstd", level=1)])
     (tmp_path / "scratch").mkdir()
     code = (
         "import sys; from pathlib import Path; from kiln.console import Console;"
