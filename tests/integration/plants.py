@@ -13,7 +13,9 @@ import time
 import uuid
 
 out = pathlib.Path(sys.argv[1])
+mask = os.umask(0o022)
 out.mkdir(parents=True)
+os.umask(mask)
 other = socket.gethostname() == "other-host"
 
 # Before the mask is set.
@@ -31,8 +33,11 @@ with tempfile.TemporaryDirectory(prefix="build-") as folder:
     py_compile.compile(str(source), cfile=str(out / "module.pyc"), dfile="module.py", doraise=True)
 
 # In the order in which the disk lists it.
-listed = [path.name for path in pathlib.Path("/usr/bin").iterdir()]
-(out / "directory-order.txt").write_text("".join(f"{name}\n" for name in listed))
+many = out / "many"
+many.mkdir()
+for number in range(64):
+    (many / f"{number * number}.txt").write_text("")
+(out / "directory-order.txt").write_text("".join(f"plants/many/{path.name}\n" for path in many.iterdir()))
 
 names = ["Makefile", "alpha", "Beta", "gamma", "Delta"]
 # The C locale, and one that looks past the case.
