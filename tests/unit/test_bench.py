@@ -133,10 +133,10 @@ def test_the_plain_dockerfile_is_what_a_person_would_write(toy_pins: Pins, rende
         "FROM scratch\n"
         "ADD rootfs.tar /\n"
         "RUN --mount=type=bind,source=build,target=/build \\\n"
-        "    /build/uv pip install --quiet --no-cache --no-index --find-links=/build/wheels --python=/usr/bin/python3.11 --break-system-packages"
-        " --no-deps --requirement=/build/requirements.txt\n"
+        "    /build/uv pip install --quiet --no-cache --no-index --no-deps --find-links=/build/wheels --python=/usr/bin/python3.11 --break-system-packages"
+        " --requirement=/build/requirements.txt\n"
         "RUN --mount=type=bind,source=build,target=/build,readwrite \\\n"
-        "    /build/uv pip install --quiet --no-cache --no-index --find-links=/build/wheels --python=/usr/bin/python3.11 --break-system-packages"
+        "    /build/uv pip install --quiet --no-cache --no-index --no-deps --find-links=/build/wheels --python=/usr/bin/python3.11 --break-system-packages"
         " /build/plugins/toy-plugin\n"
         'ENV PLAIN="C.UTF-8"\n'
         'ENV QUOTED="a \\"quoted\\" word, a $dollar and a back\\\\slash"\n'
