@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kiln.console import Console
 from kiln.lockfile import Lock, read_lock
 from kiln.pins import Pins, read_pins
 from kiln.render import Rendered, render
 from kiln.store import Store
 from tests.bench import docs, plain, stacks
+from tests.bench import lab as lab_module
 from tests.bench.figures import carried_out
+from tests.bench.lab import BenchError, Lab
 from tests.bench.plot import draw
 from tests.bench.results import Figure, Machine, Runs, document, read_document, table
 
@@ -202,3 +205,13 @@ def test_an_unknown_figure_is_refused(project: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=project)
     assert done.returncode == 2
     assert "no such figure: nonsense" in done.stderr
+
+
+def test_a_disk_that_could_be_filled_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(tmp_path / "bench", 1, Console(quiet=True))
+    monkeypatch.setattr(lab_module, "ROOM", 0)
+    lab.require_room()
+    monkeypatch.setattr(lab_module, "ROOM", 1e18)
+    with pytest.raises(BenchError, match="GB left: name another"):
+        _ = lab.engine
+    assert not (lab.state / "engine").exists()
