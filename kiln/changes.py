@@ -41,12 +41,17 @@ class Kept:
     reasons: tuple[str, ...]
 
     @property
+    def state(self) -> str:
+        """In one word or three."""
+        return "unknown" if self.image is None else "in the engine" if self.image else "to build"
+
+    @property
     def described(self) -> str:
         """One line for people."""
         if self.image:
-            return f"in the engine, in {self.image}"
+            return f"{self.state}, in {self.image}"
         more = [f"and {len(self.reasons) - SHOWN} more"] if len(self.reasons) > SHOWN else []
-        return ("" if self.image is None else "to build: ") + "; ".join([*self.reasons[:SHOWN], *more])
+        return f"{self.state}: {'; '.join([*self.reasons[:SHOWN], *more])}"
 
 
 class Known:

@@ -132,7 +132,8 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
                 unit.name: {
                     "version": unit.version,
                     "key": unit.key,
-                    "kept": state.image,
+                    "state": state.state,
+                    "image": state.image or None,
                     "reasons": list(state.reasons),
                 }
                 for unit, state in zip(rendered.units, kept[rendered.image.name], strict=True)

@@ -10,6 +10,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -43,40 +45,39 @@ def main(argv: list[str] | None = None) -> int:
     also = [figure for file in arguments.also for figure in read_document(file)[0]]
     lab = Lab(arguments.folder, arguments.runs, Console())
     machine = Machine.here("")
+    figures: list[Figure] = []
+    failed = False
     try:
-        figures = [*_measure(lab, tuple(arguments.figures) or NAMES), *also]
-        machine = _with_engine(machine, lab)
+        for found in _measure(lab, tuple(arguments.figures) or NAMES):
+            figures += found
     except BenchError as error:
+        # What was measured before it, in an hour maybe, is not thrown away.
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        failed = True
     finally:
+        machine = replace(machine, engine=lab.engine.version if "engine" in vars(lab) else "")
         lab.close()
+    figures += also
+    if not figures:
+        return 1
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     data = document(figures, machine, _commit(), when)
     out = arguments.out or arguments.folder
     write_whole(out / "results.json", json.dumps(data, indent=2) + "\n")
     write_whole(out / "plot.svg", draw(figures, f"{machine.cpu}, {machine.cores} cores"))
-    if arguments.publish:
+    if arguments.publish and not failed:
         write_docs(data)
     print(table(figures), end="")
-    return 0
+    return int(failed)
 
 
-def _measure(lab: Lab, names: tuple[str, ...]) -> list[Figure]:
-    figures: list[Figure] = []
+def _measure(lab: Lab, names: tuple[str, ...]) -> Iterator[list[Figure]]:
     for name, measure in SINGLE.items():
         if name in names:
             lab.console.step(f"measuring {name}, {lab.runs} runs")
-            figures += measure(lab)
+            yield measure(lab)
     if wanted := frozenset(BUILDS) & frozenset(names):
-        figures += builds(lab, wanted)
-    return figures
-
-
-def _with_engine(machine: Machine, lab: Lab) -> Machine:
-    from dataclasses import replace
-
-    return replace(machine, engine=lab.engine.version if "engine" in lab.__dict__ else "")
+        yield builds(lab, wanted)
 
 
 def _commit() -> str:

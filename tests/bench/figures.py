@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -250,8 +251,6 @@ def _plain_build(lab: Lab, context: Path) -> Timed:
 
 def _blobs(lab: Lab) -> dict[str, int]:
     """What a node would download of the plain image: each blob's digest and size."""
-    import json
-
     digest = image_digest(lab.engine, plain.TAG)
     assert digest is not None
     text = manifest_text(lab.engine, plain.TAG, digest)

@@ -23,6 +23,8 @@ from kiln.workspace import Workspace
 
 PROJECT = Path(__file__).resolve().parents[2]
 STACK = "cpu"
+# An image unpacked, the builder's copies of its steps and contexts, and the layers being packed, of either side; 21 GB were seen.
+ROOM = 35e9
 
 
 class BenchError(Exception):
@@ -61,6 +63,7 @@ class Lab:
         """The benchmark's own engine, and no other: its caches are emptied."""
         private = PrivateEngine(self.state)
         if private.pid() is None:
+            self.require_room()
             private.start(self.console)
         found = probe(private.host, private=True)
         info = get_json(private.socket, "/info") or {}
@@ -68,9 +71,20 @@ class Lab:
             raise BenchError(f"the engine at {private.host} is not the benchmark's own")
         return found
 
+    def require_room(self) -> None:
+        """Raise BenchError where images and cached steps of both sides could fill the disk: others may work on it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(self.folder).free) < ROOM:
+            raise BenchError(
+                f"builds take up to {ROOM / 1e9:.0f} GB, and {self.folder} has {free / 1e9:.0f} GB left: name another with --folder"
+            )
+
     def close(self) -> None:
-        """Stop the engine, if it was started. Images and store stay for the next time."""
-        PrivateEngine(self.state).stop()
+        """Stop the engine, if it was started, and remove what it held: it would be built anew anyway. The store stays for the next time."""
+        private = PrivateEngine(self.state)
+        private.stop()
+        if private.pid() is None:
+            shutil.rmtree(private.folder, ignore_errors=True)
 
     def fill_store(self) -> None:
         """Have every input of the stack in the store: linked from the checkout's own where they are there, else fetched."""

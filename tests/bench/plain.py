@@ -25,12 +25,12 @@ def dockerfile(pins: Pins, image: Image) -> str:
     """The Dockerfile's text."""
     sources = [source for component in pins.components for source in component.sources]
     plugins = " ".join(f"/build/{source}" for source in sources)
-    install = f"/build/uv pip install --quiet --no-cache --no-index --find-links=/build/wheels --python=/usr/bin/python{pins.python} --break-system-packages"
+    install = f"/build/uv pip install --quiet --no-cache --no-index --no-deps --find-links=/build/wheels --python=/usr/bin/python{pins.python} --break-system-packages"
     lines = [
         "FROM scratch",
         "ADD rootfs.tar /",
         "RUN --mount=type=bind,source=build,target=/build \\",
-        f"    {install} --no-deps --requirement=/build/requirements.txt",
+        f"    {install} --requirement=/build/requirements.txt",
         *(
             ["RUN --mount=type=bind,source=build,target=/build,readwrite \\", f"    {install} {plugins}"]
             if plugins

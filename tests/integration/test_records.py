@@ -35,16 +35,22 @@ def saved(project: Project, reference: str) -> dict[str, bytes]:
 
 def test_a_bump_is_planned_built_and_costs_its_own_layer(project: Project) -> None:
     (before,) = json.loads(project.kiln("--json", "build", "toy").out)
-    assert planned(project)["small"]["kept"] == before["reference"]
+    assert planned(project)["small"]["image"] == before["reference"]
     source = project.root / "standin" / "standin_server.py"
     source.write_text(source.read_text() + "# another\n")
     components = planned(project)
-    assert components["small"]["kept"] == before["reference"]
-    assert (components["server"]["kept"], components["server"]["reasons"]) == ("", ["the files of standin changed"])
+    assert (components["small"]["state"], components["small"]["image"]) == ("in the engine", before["reference"])
+    assert components["server"] | {"version": "", "key": ""} == {
+        "version": "",
+        "key": "",
+        "state": "to build",
+        "image": None,
+        "reasons": ["the files of standin changed"],
+    }
     told = project.kiln("plan", "toy", "--pull-cost", f"{before['digest']}..current")
     assert "not known before it is built: server, versions, manifest and configuration" in told.out
     (after,) = json.loads(project.kiln("--json", "build", "toy").out)
-    assert {one["kept"] for one in planned(project).values()} <= {before["reference"], after["reference"]}
+    assert {one["state"] for one in planned(project).values()} == {"in the engine"}
     done = project.kiln("--json", "plan", "toy", "--pull-cost", f"{before['key'][:16]}..current")
     cost = json.loads(done.out)
     # The engine itself says which blobs the two images are made of.

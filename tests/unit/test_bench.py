@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kiln.console import Console
 from kiln.lockfile import Lock, read_lock
 from kiln.pins import Pins, read_pins
 from kiln.render import Rendered, render
 from kiln.store import Store
 from tests.bench import docs, plain, stacks
+from tests.bench import lab as lab_module
 from tests.bench.figures import carried_out
+from tests.bench.lab import BenchError, Lab
 from tests.bench.plot import draw
 from tests.bench.results import Figure, Machine, Runs, document, read_document, table
 
@@ -133,10 +136,10 @@ def test_the_plain_dockerfile_is_what_a_person_would_write(toy_pins: Pins, rende
         "FROM scratch\n"
         "ADD rootfs.tar /\n"
         "RUN --mount=type=bind,source=build,target=/build \\\n"
-        "    /build/uv pip install --quiet --no-cache --no-index --find-links=/build/wheels --python=/usr/bin/python3.11 --break-system-packages"
-        " --no-deps --requirement=/build/requirements.txt\n"
+        "    /build/uv pip install --quiet --no-cache --no-index --no-deps --find-links=/build/wheels --python=/usr/bin/python3.11 --break-system-packages"
+        " --requirement=/build/requirements.txt\n"
         "RUN --mount=type=bind,source=build,target=/build,readwrite \\\n"
-        "    /build/uv pip install --quiet --no-cache --no-index --find-links=/build/wheels --python=/usr/bin/python3.11 --break-system-packages"
+        "    /build/uv pip install --quiet --no-cache --no-index --no-deps --find-links=/build/wheels --python=/usr/bin/python3.11 --break-system-packages"
         " /build/plugins/toy-plugin\n"
         'ENV PLAIN="C.UTF-8"\n'
         'ENV QUOTED="a \\"quoted\\" word, a $dollar and a back\\\\slash"\n'
@@ -202,3 +205,13 @@ def test_an_unknown_figure_is_refused(project: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=project)
     assert done.returncode == 2
     assert "no such figure: nonsense" in done.stderr
+
+
+def test_a_disk_that_could_be_filled_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(tmp_path / "bench", 1, Console(quiet=True))
+    monkeypatch.setattr(lab_module, "ROOM", 0)
+    lab.require_room()
+    monkeypatch.setattr(lab_module, "ROOM", 1e18)
+    with pytest.raises(BenchError, match="GB left: name another"):
+        _ = lab.engine
+    assert not (lab.state / "engine").exists()

@@ -186,6 +186,8 @@ def test_a_component_is_where_the_engine_holds_it(rendered: Rendered, record: Bu
     assert kept(lambda _: False, record, other) == {("", (gone,))}
     unsure = f"built here, in {record.reference}; no engine is up to say whether it still has it"
     assert kept(None, record) == {(None, (unsure,))}
+    (image,) = kept_components([rendered], Known([record], None)).values()
+    assert {(one.state, one.described) for one in image} == {("unknown", f"unknown: {unsure}")}
     old = Built(record.image, "0" * 64, record.digest, record.reference, 1.0)
     assert kept(lambda _: True, old) == {("", ("no record says what it was built of before",))}
 
