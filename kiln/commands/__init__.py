@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kiln import __version__
-from kiln.commands import host, images, inputs, reports, verify
+from kiln.commands import cache, host, images, inputs, reports, verify
 from kiln.commands.context import Context
 from kiln.console import Console
 
@@ -37,5 +37,12 @@ def cli(click_context: click.Context, root: Path | None, state: Path | None, qui
     click_context.obj = Context(root, state, Console(quiet=quiet), as_json)
 
 
-for command in (*inputs.COMMANDS, *images.COMMANDS, *verify.COMMANDS, *reports.COMMANDS, *host.COMMANDS):
+for command in (
+    *inputs.COMMANDS,
+    *images.COMMANDS,
+    *verify.COMMANDS,
+    *reports.COMMANDS,
+    *cache.COMMANDS,
+    *host.COMMANDS,
+):
     cli.add_command(command)
