@@ -27,7 +27,7 @@ def cache() -> None:
 def cache_push(context: Context, stack: str, sets: tuple[str, ...]) -> None:
     """Push what this engine has built of STACK: its images, and each component by its build key. Sends nothing that is there.
 
-    Example: KILN_CACHE=registry.example.com/team/kiln-cache kiln cache push cpu
+    Example: kiln cache push cpu
     """
     from kiln.build import known_build
 
@@ -54,7 +54,7 @@ def cache_push(context: Context, stack: str, sets: tuple[str, ...]) -> None:
 def cache_ls(context: Context, stack: str, sets: tuple[str, ...]) -> None:
     """Say of each component of STACK where it is: in the engine, in the registry, or nowhere.
 
-    Example: kiln --json cache ls dsv4-mhc
+    Example: kiln cache ls dsv4-mhc
     """
     from kiln.cache import in_engine
 

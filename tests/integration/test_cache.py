@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +22,6 @@ import zstandard
 
 from kiln.cacheentry import COMPONENT, KEY, component_entry
 from kiln.canonical import canonical_json
-from kiln.console import Console
 from kiln.engine import PrivateEngine
 from kiln.lockfile import dump_lock
 from kiln.pins import read_pins
@@ -170,15 +170,18 @@ def registry(filled: Filled, tmp_path: Path) -> Iterator[Registry]:
 @pytest.fixture
 def fresh(filled: Filled, registry: Registry, tmp_path: Path) -> Iterator[Project]:
     """The project on a machine that has built nothing: an engine of its own, an empty state folder, and the cache."""
-    root, state = tmp_path / "toy", tmp_path / "s"
+    # The sockets below it must stay short.
+    root, state = tmp_path / "toy", Path(tempfile.mkdtemp(prefix="kiln-"))
     shutil.copytree(filled.root, root, ignore=shutil.ignore_patterns("state"))
     (root / "kiln.toml").write_text(f'[cache]\nregistry = "{registry.place}"\n')
-    private = PrivateEngine(state)
-    private.start(Console(quiet=True))
+    project = Project(root, state, PrivateEngine(state).host)
+    started = project.kiln("engine", "up")
+    assert started.code == 0, started.err
     try:
-        yield Project(root, state, private.host)
+        yield project
     finally:
-        private.stop()
+        assert project.kiln("engine", "down").code == 0
+        shutil.rmtree(state)
 
 
 def with_inputs(project: Project, filled: Filled) -> Project:
@@ -221,7 +224,6 @@ def test_components_are_restored_and_the_image_is_the_same_to_the_bit(
     with_inputs(fresh, filled)
     registry.forget_images()
     # What a restored component is built of need not be there.
-    (fresh.state / "store" / "sha256").joinpath
     lock = fresh.lock
     for wheel in (*lock.wheels_of("small"), *lock.wheels_of("more")):
         fresh.blob(wheel.sha256).unlink()
@@ -238,8 +240,205 @@ def test_components_are_restored_and_the_image_is_the_same_to_the_bit(
     for wheel in (*lock.wheels_of("small"), *lock.wheels_of("more")):
         assert not fresh.blob(wheel.sha256).exists()
     ran = subprocess.run(
-        ["docker", "run", "--rm", "--network=none", "--entrypoint=python3", one["reference"], "-c", "import idna, packaging"],
+        [
+            "docker",
+            "run",
+            "--rm",
+            "--network=none",
+            "--entrypoint=python3",
+            one["reference"],
+            "-c",
+            "import idna, packaging",
+        ],
         env=fresh.environment,
         check=False,
     )
     assert ran.returncode == 0
+
+
+def bump(project: Project) -> None:
+    """Put another wheel into the component `more`: another key, another layer."""
+    workspace, lock = Workspace(project.root, project.state), project.lock
+    (flit,) = (wheel for wheel in lock.wheels_of("tools") if wheel.name == "flit-core")
+    pins_file = project.root / "pins" / "toy.toml"
+    pins_file.write_text(
+        pins_file.read_text().replace('wheels = ["idna==', f'wheels = ["flit-core=={flit.version}", "idna==')
+    )
+    pinned = read_pins(workspace, "toy").sha256
+    wheels = (*lock.wheels, replace(flit, component="more"))
+    project.lock_file.write_text(dump_lock(replace(lock, pins_sha256=pinned, wheels=wheels)))
+
+
+def test_another_version_of_one_component_builds_that_one_alone(
+    fresh: Project, filled: Filled, base_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_inputs(fresh, filled)
+    bump(fresh)
+    one = built(fresh.kiln("--json", "build", "toy"))
+    assert one["restored"] == ["small"]
+    assert was_built(fresh, "more")
+    assert not was_built(fresh, "small")
+    assert one["digest"] != filled.digest
+    # The same from sources alone, on another engine.
+    monkeypatch.setenv("KILN_CACHE", "")
+    shutil.copytree(fresh.root, tmp_path / "other")
+    other = with_inputs(Project(tmp_path / "other", tmp_path / "other" / "state", base_project.host), filled)
+    whole = built(other.kiln("--json", "build", "toy"))
+    assert whole["restored"] == []
+    assert whole["digest"] == one["digest"]
+
+
+def right_from_source(project: Project, filled: Filled, done: Ran, *builds: str) -> None:
+    """The image is the right one, and what the cache had wrong was built."""
+    one = built(done)
+    assert one["digest"] == filled.digest
+    for component in builds:
+        assert was_built(project, component)
+        assert component not in one["restored"]
+
+
+def test_changed_bytes_in_the_registry_are_named_and_what_they_stood_for_is_built(
+    fresh: Project, registry: Registry, filled: Filled
+) -> None:
+    with_inputs(fresh, filled)
+    tag, entry = registry.entry("small")
+    path = registry.blob_file(entry["layers"][0]["digest"])
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    done = fresh.kiln("--quiet", "--json", "build", "toy")
+    right_from_source(fresh, filled, done, "small")
+    assert not was_built(fresh, "more")
+    # The whole image holds that layer too.
+    assert "could not be pulled" in done.err
+    assert f"warning: the layer of the cache entry {registry.place}:{tag} is damaged" in done.err
+    assert entry["layers"][0]["digest"] in done.err
+
+
+def test_an_image_manifest_with_other_bytes_is_not_taken(fresh: Project, registry: Registry, filled: Filled) -> None:
+    with_inputs(fresh, filled)
+    path = registry.blob_file(filled.digest)
+    path.write_bytes(path.read_bytes() + b"\n")
+    done = fresh.kiln("--json", "build", "toy")
+    right_from_source(fresh, filled, done)
+    assert f"the manifest {registry.place}@{filled.digest} has other bytes than its digest says" in done.err
+
+
+def test_a_record_that_names_another_image_is_not_taken(fresh: Project, registry: Registry, filled: Filled) -> None:
+    with_inputs(fresh, filled)
+    tag = next(tag for tag in registry.repository.tags() if tag.endswith(".key"))
+    record = registry.repository.manifest(tag).table
+    manifest = registry.repository.manifest(filled.digest).table
+    config = json.loads(registry.repository.blob(manifest["config"]["digest"]))
+    config["config"]["Labels"]["io.kiln.lock.sha256"] = "0" * 64
+    data = canonical_json(config)
+    other = Manifest(
+        canonical_json(
+            {
+                **manifest,
+                "config": {**manifest["config"], "digest": registry.repository.upload(data), "size": len(data)},
+            }
+        ),
+        MANIFEST,
+    )
+    registry.repository.put_manifest(other.digest, other)
+    registry.put(tag, {**record, "subject": {"mediaType": MANIFEST, "digest": other.digest, "size": len(other.data)}})
+    done = fresh.kiln("--json", "build", "toy")
+    right_from_source(fresh, filled, done)
+    assert f"the cached image {registry.place}:{tag} is another than its key stands for" in done.err
+    assert "io.kiln.lock.sha256" in done.err
+
+
+def test_entries_of_another_component_or_key_are_named_and_not_used(
+    fresh: Project, registry: Registry, filled: Filled
+) -> None:
+    with_inputs(fresh, filled)
+    registry.forget_images()
+    (small, one), (more, other) = registry.entry("small"), registry.entry("more")
+    registry.put(small, {**other, "annotations": {**other["annotations"], COMPONENT: "small"}})
+    registry.put(
+        more, {**other, "annotations": {**other["annotations"], KEY: other["annotations"][KEY][:16] + "0" * 48}}
+    )
+    listed = json.loads(fresh.kiln("--json", "cache", "ls", "toy").out)["components"]
+    problems = {row["component"]: row["problem"] for row in listed}
+    assert "another key" in problems["small"]
+    assert "another key" in problems["more"]
+    assert problems["server"] == ""
+    done = fresh.kiln("--json", "build", "toy")
+    right_from_source(fresh, filled, done, "small", "more")
+    for tag in (small, more):
+        assert f"the cache entry {registry.place}:{tag} is of another key than its tag says" in done.err
+    assert one["annotations"][KEY] in done.err
+
+
+def false_entry(registry: Registry, component: str, repack: bool) -> str:
+    """Replace an entry by a well-formed one: the same files packed another way, or a file more. Returns its tag."""
+    tag, table = registry.entry(component)
+    tar = zstandard.ZstdDecompressor().stream_reader(registry.repository.blob(table["layers"][0]["digest"])).read()
+    if not repack:
+        stream = io.BytesIO(tar)
+        with tarfile.open(fileobj=stream, mode="a") as archive:
+            extra = tarfile.TarInfo("usr/local/evil")
+            extra.size = 4
+            archive.addfile(extra, io.BytesIO(b"evil"))
+        tar = stream.getvalue()
+    packed = zstandard.ZstdCompressor(level=19).compress(tar)
+    layer = Layer(
+        component, registry.repository.upload(packed), f"sha256:{hashlib.sha256(tar).hexdigest()}", len(packed)
+    )
+    config, manifest = component_entry("toy", table["annotations"][KEY], layer, "linux/amd64")
+    registry.repository.upload(config)
+    registry.repository.put_manifest(tag, manifest)
+    return tag
+
+
+def test_a_well_formed_entry_with_another_file_is_refused_where_the_key_was_built_here(
+    fresh: Project, registry: Registry, filled: Filled
+) -> None:
+    with_inputs(fresh, filled)
+    # The project was built before, and its engine has lost the image since.
+    shutil.copytree(filled.root / "state" / "builds", fresh.state / "builds")
+    registry.forget_images()
+    tag = false_entry(registry, "small", repack=False)
+    done = fresh.kiln("--json", "build", "toy")
+    right_from_source(fresh, filled, done, "small")
+    assert f"the cache entry {registry.place}:{tag} is not what was built under this key" in done.err
+    small = next(layer for layer in filled.record["layers"] if layer["component"] == "small")
+    assert f"expected {small['digest']}" in done.err
+    # What is wrong there is not replaced either, but said.
+    pushed = fresh.kiln("cache", "push", "toy")
+    assert pushed.code == 26
+    assert tag in pushed.err
+
+
+def test_an_entry_that_becomes_another_layer_is_found_after_the_build_and_the_image_is_built_again(
+    fresh: Project, registry: Registry, filled: Filled
+) -> None:
+    with_inputs(fresh, filled)
+    registry.forget_images()
+    tag = false_entry(registry, "more", repack=True)
+    done = fresh.kiln("--json", "build", "toy")
+    right_from_source(fresh, filled, done, "more")
+    assert "toy has other layers than the cache entries that it was built from" in done.err
+    assert f"{registry.place}:{tag}" in done.err
+    assert built(done)["restored"] == ["small"]
+
+
+def test_a_registry_that_is_away_or_empty_stops_nothing(fresh: Project, registry: Registry, filled: Filled) -> None:
+    with_inputs(fresh, filled)
+    registry.stop()
+    away = fresh.kiln("--json", "build", "toy")
+    right_from_source(fresh, filled, away, "small", "more")
+    assert away.err.count("the cache is not used") == 1
+    assert fresh.kiln("cache", "push", "toy").code == 15
+
+
+def test_every_build_is_pushed_where_that_is_set(fresh: Project, registry: Registry, filled: Filled) -> None:
+    with_inputs(fresh, filled)
+    place = f"{registry.host}/another/cache"
+    (fresh.root / "kiln.toml").write_text(f'[cache]\nregistry = "{place}"\npush = true\n')
+    built(fresh.kiln("--json", "build", "toy"))
+    names = {tag.rpartition("-")[0] for tag in Repository(place).tags()}
+    assert names == {"toy", "small", "more", "server"}
+    listed = json.loads(fresh.kiln("--json", "cache", "ls", "toy").out)["components"]
+    assert all(row["engine"] and row["registry"] for row in listed)
