@@ -81,8 +81,9 @@ def docker_login(host: str) -> Login | None:
         raise AccessDeniedError(f"docker's configuration has no usable login for {host}", why=str(error)) from error
     if not found:
         return None
-    token = found.get("identitytoken") or found.get("IdentityToken") or ""
-    return Login(found.get("username") or "", found.get("password") or "", token)
+    # The SDK spells the names in one way for its own file and in another for a helper.
+    said = {name.lower(): value or "" for name, value in found.items()}
+    return Login(said.get("username", ""), said.get("password", ""), said.get("identitytoken", ""))
 
 
 def digest_of_bytes(data: bytes) -> str:
