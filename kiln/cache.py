@@ -59,7 +59,7 @@ class Cache:
 
     def components(self, images: Sequence[Rendered], pins: Pins) -> tuple[Given, tuple[str, ...]]:
         """What of the last of ``images`` the cache has and this engine has not, laid out for the build: with the bake file that brings it in."""
-        shutil.rmtree(self.workspace.state / FOLDER, ignore_errors=True)
+        self.tidy()
         here = in_engine(self.workspace, self.engine)
         keys = {(one.image.name, unit.name): unit.key for one in images for unit in one.units if unit.key not in here}
         wanted, refused = restorable(images, keys)
@@ -77,6 +77,10 @@ class Cache:
         for (_, name), reason in refused.items():
             self.console.note(f"{name} is built here whatever the cache has: {reason}")
         return given, (write_bake_file(self.workspace, images, given, {node: layouts[node] for node in usable}),)
+
+    def tidy(self) -> None:
+        """Remove what was laid out for a build: the engine has it then."""
+        shutil.rmtree(self.workspace.state / FOLDER, ignore_errors=True)
 
     def distrust(self, given: Given, error: CacheEntryError) -> None:
         """Do not use again, in this run, the entries that ``error`` names. Raises it where it names none of them."""
@@ -144,7 +148,7 @@ class Cache:
         layered = read_layers(self.engine, reference, digest, rendered.layers, on_base=bool(pins.base))
         restored = tuple(unit.name for unit in rendered.units)
         made = components_of(rendered, pins)
-        built = Built(name, key, digest, reference, 0.0, layered.layers, made, layered.described, restored)
+        built = Built(name, key, digest, reference, 0.0, layered.layers, made, layered.described, restored, True)
         write_record(self.workspace, built)
         return built
 

@@ -45,7 +45,8 @@ class Built:
     """An image that was built: its build key, manifest digest and the name it has in the engine; its layers and what its components were built of.
 
     ``described`` is the size of its manifest and its configuration together: what a node downloads beside layers. ``restored`` are the components
-    that were not built here but came out of a cache: their layers were compared with what the cache said, and prove nothing beyond that.
+    that were not built here but came out of a cache: their layers were compared with what the cache said, and prove nothing beyond that. ``pulled``:
+    the whole image came from there, and BuildKit never had it.
     """
 
     image: str
@@ -57,6 +58,7 @@ class Built:
     components: tuple[Made, ...] = ()
     described: int = 0
     restored: tuple[str, ...] = ()
+    pulled: bool = False
 
     @property
     def keys(self) -> dict[str, str]:

@@ -325,7 +325,7 @@ def build_stack(
 
     Raises what the stages raise; UnresolvedError and AdvisoryError before anything is fetched or started.
     """
-    from kiln.build import known_build
+    from kiln.ready import build_one, found
     from kiln.verify.machine import lacking_here
 
     pins, lock, images, findings = session.ready(stack, choice)
@@ -340,67 +340,21 @@ def build_stack(
             )
         chosen = next(rendered for rendered in images if rendered.image.name == image)
         images = tuple(rendered for rendered in images if rendered.image.name in (*chosen.parents, image))
-    engine = session.engine
+    there = found(session, pins, images)
     built: list[Built] = []
     new: list[tuple[Rendered, Built]] = []
     for rendered in images:
-        known = known_build(session.workspace, rendered, engine)
-        if known:
-            session.console.step(
-                f"{rendered.image.name} is built already: key {rendered.key[:16]}, {known.digest[:19]}…"
-            )
-        else:
+        known = there.get(rendered.image.name)
+        if known is None:
             if lacking := lacking_here(rendered.image.needs, pins.archs):
                 session.console.note(f"it can be built here, and not be served: {lacking}")
-            known = session.cache.image(rendered, pins) if session.cache else None
-            if known is None:
-                below = [pair for pair in zip(images, built, strict=False) if pair[0].image.name in rendered.parents]
-                known = _build(session, pins, lock, rendered, below)
-                new.append((rendered, known))
+            below = [pair for pair in zip(images, built, strict=False) if pair[0].image.name in rendered.parents]
+            known = build_one(session, pins, lock, rendered, below)
+            new.append((rendered, known))
         built.append(known)
     if new and session.cache and session.config.cache_push:
         session.cache.share(pins, new)
-    return findings, BuiltStack(pins, lock, engine, images, tuple(built))
-
-
-def _build(
-    session: Session, pins: Pins, lock: Lock, rendered: Rendered, below: Sequence[tuple[Rendered, Built]]
-) -> Built:
-    """Build an image, with what the cache has of it; ``below`` are the images whose stages it takes.
-
-    An entry that became something else than it says is named and not used again, and the image is built once more.
-    """
-    from kiln.build import NOTHING_GIVEN, build
-    from kiln.errors import CacheEntryError
-    from kiln.host import ensure_mmdebstrap
-    from kiln.restored import spared
-
-    if not pins.base:
-        ensure_mmdebstrap(session.workspace.state, session.console)
-    images = (*(parent for parent, _ in below), rendered)
-    # What came out of a cache left no contexts behind, and its stages are wanted all the same.
-    parents = [parent for parent, one in below if one.restored]
-    while True:
-        given, files = session.cache.components(images, pins) if session.cache else (NOTHING_GIVEN, ())
-        session.fetch(pins, lock.without(spared(images, given)))
-        more_files = (*session.base_override(pins, lock), *files)
-        try:
-            return build(
-                session.workspace,
-                pins,
-                lock,
-                rendered,
-                session.store,
-                session.engine,
-                session.console,
-                more_files,
-                given,
-                parents,
-            )
-        except CacheEntryError as error:
-            if session.cache is None:
-                raise
-            session.cache.distrust(given, error)
+    return findings, BuiltStack(pins, lock, session.engine, images, tuple(built))
 
 
 def _indented(text: str) -> str:

@@ -28,7 +28,7 @@ from kiln.pins import read_pins
 from kiln.records import Layer
 from kiln.registryclient import MANIFEST, Manifest, Repository
 from kiln.workspace import Workspace
-from tests.integration.conftest import Project, Ran
+from tests.integration.conftest import REPOSITORY, Project, Ran
 
 pytestmark = pytest.mark.engine
 
@@ -61,8 +61,8 @@ class Registry:
         return self.folder / "docker/registry/v2/blobs/sha256" / sha256[:2] / sha256 / "data"
 
     def start(self) -> None:
-        program = shutil.which("docker-registry")
-        assert program, "install Debian's package docker-registry"
+        program = shutil.which("docker-registry") or shutil.which(REPOSITORY / ".kiln" / "tools" / "docker-registry")
+        assert program, "there is no docker-registry; get one: make registry"
         configuration = self.folder.with_suffix(".yml")
         configuration.write_text(CONFIG.format(folder=self.folder, port=self.host.rpartition(":")[2]))
         with self.folder.with_suffix(".log").open("ab") as log:
@@ -231,6 +231,7 @@ def test_components_are_restored_and_the_image_is_the_same_to_the_bit(
     one = built(done)
     assert one["digest"] == filled.digest
     assert sorted(one["restored"]) == ["more", "small"]
+    assert not (fresh.state / "restored").exists()
     assert "taken from the cache: small, more" in done.err
     assert "server is built here whatever the cache has: versions needs /wheels of server-wheels" in done.err
     assert "fetched already" in done.err

