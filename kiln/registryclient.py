@@ -198,8 +198,7 @@ class Repository:
         digest = digest_of_bytes(source) if isinstance(source, bytes) else f"sha256:{sha256_file(source)}"
         if self.has_blob(digest):
             return digest
-        begun = self._ask("POST", f"{self.url}/blobs/uploads/", body=b"", known=(202,))
-        self._finish_upload(begun, digest, source)
+        self._finish_upload(self._ask("POST", f"{self.url}/blobs/uploads/", body=b"", known=(202,)), digest, source)
         return digest
 
     def mount(self, digest: str, name: str) -> bool:
@@ -326,8 +325,7 @@ class Repository:
         if scheme.lower() == "basic":
             if login is None or not login.user:
                 return False
-            said = base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
-            self._authorization = f"Basic {said}"
+            self._authorization = "Basic " + base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
             return True
         fields = dict(re.findall(r'(\w+)="([^"]*)"', rest))
         table = self._token(
