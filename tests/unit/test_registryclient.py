@@ -112,7 +112,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     made = Server()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"state": made}))
+
+    class Http(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that hangs up on an answer that it wants no more of is no error here."""
+
+    http = Http(("127.0.0.1", 0), type("Bound", (Handler,), {"state": made}))
     made.host = f"127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
