@@ -12,7 +12,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus engine-down tools dev chromium test test-fast lint clean
+.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus engine-down tools dev chromium registry test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -78,7 +78,10 @@ test-fast: dev ## unit and golden tests: seconds, offline, no engine
 chromium: ## what the tests of the report's page need: Debian's chromium
 	@ci/need-chromium
 
-test: dev lint chromium ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end
+registry: ## what the tests of the component cache need: Debian's docker-registry, as a program alone
+	@ci/need-registry
+
+test: dev lint chromium registry ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end
 	@$(PYTEST) --durations=5 tests
 
 lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is current

@@ -31,11 +31,13 @@ from kiln.plan import ROOTFS, Context
 from kiln.process import end_group, raise_if_disk_full
 from kiln.records import Built, components_of, read_record, record_file, write_record
 from kiln.render import LABEL, Rendered, write_rendered
+from kiln.restored import Given
 from kiln.rootfs import make_rootfs, place_file
 from kiln.store import Store, content_time, disk_full_is_an_error
 from kiln.wheels import requirements_text
 from kiln.workspace import Workspace
 
+NOTHING_GIVEN = Given({}, frozenset())
 BUILD_SECONDS = 6 * 3600
 _STEP = re.compile(r"#(?P<number>\d+) (?P<text>.*)")
 
@@ -64,10 +66,13 @@ def build(
     engine: Engine,
     console: Console,
     more_files: Sequence[str] = (),
+    given: Given = NOTHING_GIVEN,
+    parents: Sequence[Rendered] = (),
 ) -> Built:
     """Build one image into the engine; ``more_files`` are bake files laid over the rendered ones (relative to the state folder).
 
-    Raises StoreDamagedError where an input is not what the lock says, BuildError with the failing step's last lines and
+    ``given`` is what need not be built, ``parents`` the images whose stages it takes and which were not built here.
+    Raises CacheEntryError where a given component became another layer than it is said to be; nothing is recorded then. Raises StoreDamagedError where an input is not what the lock says, BuildError with the failing step's last lines and
     where the whole log lies, DiskFullError, EngineError where the engine holds another digest than BuildKit reported.
     """
     began = time.monotonic()
@@ -75,9 +80,11 @@ def build(
     lock.require_resolved()
     # A stack on a base image makes no root file system of its own.
     rootfs = "" if pins.base else make_rootfs(workspace, pins, lock, store, console)
-    for context in rendered.contexts:
-        lay_out(workspace, context, store, rootfs)
-    write_rendered((rendered,), workspace.state / "renders")
+    for image in (*parents, rendered):
+        for context in image.contexts:
+            if (image.image.name, context.name) not in given.unneeded:
+                lay_out(workspace, context, store, rootfs)
+    write_rendered((*parents, rendered), workspace.state / "renders")
     (workspace.state / "images").mkdir(parents=True, exist_ok=True)
     metadata = _bake(workspace, rendered, engine, console, more_files)
     digest, reference = str(metadata[name]["containerimage.digest"]), reference_of(rendered)
@@ -88,9 +95,10 @@ def build(
             fix="the engine must use the containerd image store: kiln engine status",
         )
     layered = read_layers(engine, reference, digest, rendered.layers, on_base=bool(pins.base))
+    given.require_layers(name, layered.layers)
     seconds = round(time.monotonic() - began, 1)
-    made = components_of(rendered, pins)
-    built = Built(name, rendered.key, digest, reference, seconds, layered.layers, made, layered.described)
+    made, restored = components_of(rendered, pins), tuple(stage for _, stage in given.entries)
+    built = Built(name, rendered.key, digest, reference, seconds, layered.layers, made, layered.described, restored)
     write_record(workspace, built)
     return built
 

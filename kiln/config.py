@@ -7,6 +7,7 @@ compared with what the lock names wherever it came from.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,18 @@ from kiln.workspace import Workspace
 
 CONFIG_FILE = "kiln.toml"
 _MANUAL = "docs/mirrors.md"
+_CACHE_MANUAL = "docs/cache.md"
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a site sets: mirrors (prefix and replacement, longest prefix first) and apt sources (suite and absolute path)."""
+    """What a site sets: mirrors (prefix and replacement, longest prefix first), apt sources (suite and absolute path), and the repository
+    (host/name) in which components are kept, with whether every build is pushed there."""
 
     mirrors: tuple[tuple[str, str], ...] = ()
     apt_sources: tuple[tuple[str, str], ...] = ()
+    cache: str = ""
+    cache_push: bool = False
 
     def mirrored(self, url: str) -> str:
         """``url`` (of a repository, a file or an image) with the longest matching prefix replaced, or unchanged.
@@ -58,17 +63,21 @@ def read_config(workspace: Workspace, environ: Mapping[str, str] | None = None) 
     path = Path(named).expanduser().absolute() if named else workspace.root / CONFIG_FILE
     if named and not path.is_file():
         raise UsageError(f"KILN_CONFIG names {named}, which is not a file", fix=f"correct or unset it; see {_MANUAL}")
-    mirrors: dict[str, str] = {}
-    apt_sources: dict[str, str] = {}
-    if path.is_file():
-        mirrors, apt_sources = _read_file(path, workspace.shown(path))
+    read = _read_file(path, workspace.shown(path)) if path.is_file() else Config()
+    mirrors, cache = dict(read.mirrors), environ.get("KILN_CACHE")
+    if cache and (wrong := _no_repository(cache)):
+        raise UsageError(f"KILN_CACHE names {cache!r}, which {wrong}", fix=f"correct or unset it; see {_CACHE_MANUAL}")
     mirrors |= _from_environment(environ.get("KILN_MIRRORS", ""), path.parent)
     return Config(
-        tuple(sorted(mirrors.items(), key=lambda item: (-len(item[0]), item[0]))), tuple(sorted(apt_sources.items()))
+        tuple(sorted(mirrors.items(), key=lambda item: (-len(item[0]), item[0]))),
+        tuple(sorted(read.apt_sources)),
+        # Set and empty, it switches the cache off.
+        read.cache if cache is None else cache,
+        read.cache_push,
     )
 
 
-def _read_file(path: Path, shown: str) -> tuple[dict[str, str], dict[str, str]]:
+def _read_file(path: Path, shown: str) -> Config:
     problems = Problems(shown)
     mirrors: dict[str, str] = {}
     apt_sources: dict[str, str] = {}
@@ -87,11 +96,24 @@ def _read_file(path: Path, shown: str) -> tuple[dict[str, str], dict[str, str]]:
             if not source:
                 problems.add(f"apt-sources.{suite}", "is empty; give the path of a deb822 sources file")
             apt_sources[suite] = str(_absolute(source, path.parent))
+        cached = table.table("cache", required=False)
+        cache = cached.text("registry", "", check=_no_repository)
+        push = cached.flag("push")
+        if push and not cache:
+            problems.add("cache.push", "there is no registry to push to; give cache.registry")
+        cached.done()
         table.done()
         problems.raise_if_any()
     except PinsError as error:
         raise PinsError(error.what, why=error.why, fix=f"edit {shown}; the format is described in {_MANUAL}") from error
-    return mirrors, apt_sources
+    return Config(tuple(mirrors.items()), tuple(apt_sources.items()), cache, push)
+
+
+def _no_repository(text: str) -> str | None:
+    """What is wrong with the address of a repository, or None."""
+    if re.fullmatch(r"[\w.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+", text):
+        return None
+    return "is no repository; give host/name, without a scheme, a tag or a digest"
 
 
 def _from_environment(text: str, folder: Path) -> dict[str, str]:

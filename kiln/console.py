@@ -28,6 +28,14 @@ class Console:
         if not self.quiet:
             self._line(f"           {text}")
 
+    def warn(self, text: str) -> None:
+        """Something that a person must see, even where no progress is wanted."""
+        self._line(
+            "\n".join(
+                ("warning: " if not number else "         ") + line for number, line in enumerate(text.splitlines())
+            )
+        )
+
     def progress(self, text: str) -> None:
         """The state of a long step: replaced in place on a terminal, left out elsewhere (see ``Meter`` for plain logs)."""
         if self._terminal and not self.quiet:

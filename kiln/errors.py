@@ -80,6 +80,13 @@ class UpstreamError(KilnError):
     hint = "name a mirror in kiln.toml ([mirrors]) or in KILN_MIRRORS, see docs/mirrors.md; or try again where the network reaches it"
 
 
+class AccessDeniedError(UpstreamError):
+    """A registry wants a login, or does not let this one do what was asked."""
+
+    exit_code = 25
+    hint = "log in as somebody who may: docker login HOST"
+
+
 class RefNotFoundError(KilnError):
     """A pinned or asked for ref (tag, branch, commit) does not exist in its repository or registry."""
 
@@ -137,6 +144,13 @@ class SourceError(KilnError):
     """A locked source cannot be made whole: a commit or a submodule commit that no repository has, or another tree than the lock names."""
 
     exit_code = 24
+
+
+class CacheEntryError(KilnError):
+    """An entry of the component cache is not what its key stands for: changed, mixed up or made by somebody else. It was not used."""
+
+    exit_code = 26
+    hint = "find out who wrote to the cache's repository; remove the entry there, and push a right one: kiln cache push STACK"
 
 
 class RenderError(KilnError):

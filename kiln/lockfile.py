@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Collection
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -75,6 +76,15 @@ class Lock:
     def archives_of(self, component: str) -> tuple[Archive, ...]:
         """The archives of one component, in name order."""
         return self._archives_by_component.get(component, ())
+
+    def without(self, components: Collection[str]) -> Lock:
+        """The lock less the inputs of some components: what is left to fetch where those need not be built."""
+        return replace(
+            self,
+            wheels=tuple(item for item in self.wheels if item.component not in components),
+            archives=tuple(item for item in self.archives if item.component not in components),
+            gits=tuple(item for item in self.gits if item.component not in components),
+        )
 
     def require_resolved(self) -> None:
         """Raise UnresolvedError listing everything that is open, if anything is."""

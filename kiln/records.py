@@ -52,7 +52,9 @@ class Made:
 class Built:
     """An image that was built: its build key, manifest digest and the name it has in the engine; its layers and what its components were built of.
 
-    ``described`` is the size of its manifest and its configuration together: what a node downloads beside layers.
+    ``described`` is the size of its manifest and its configuration together: what a node downloads beside layers. ``restored`` are the components
+    that were not built here but came out of a cache: their layers were compared with what the cache said, and prove nothing beyond that. ``pulled``:
+    the whole image came from there, and BuildKit never had it.
     """
 
     image: str
@@ -63,6 +65,8 @@ class Built:
     layers: tuple[Layer, ...] = ()
     components: tuple[Made, ...] = ()
     described: int = 0
+    restored: tuple[str, ...] = ()
+    pulled: bool = False
 
     @property
     def keys(self) -> dict[str, str]:
@@ -98,7 +102,8 @@ def read_record(path: Path) -> Built | None:
             Made(**{**made, "inputs": tuple(Input(**one) for one in made["inputs"])})
             for made in data.pop("components", ())
         )
-        return Built(**data, layers=layers, components=components)
+        restored = tuple(data.pop("restored", ()))
+        return Built(**data, layers=layers, components=components, restored=restored)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -26,6 +26,7 @@ from kiln.workspace import Workspace
 
 if TYPE_CHECKING:
     from kiln.advisories import Finding
+    from kiln.cache import Cache
     from kiln.engine import Engine
     from kiln.fetch import Fetched
     from kiln.git import GitCache
@@ -75,6 +76,16 @@ class Session:
         from kiln.engine import ensure_engine
 
         return self.given_engine or ensure_engine(self.workspace.state, self.console)
+
+    @cached_property
+    def cache(self) -> Cache | None:
+        """The component cache in a registry; None where none is set."""
+        from kiln.cache import Cache
+        from kiln.registryclient import Repository
+
+        if not self.config.cache:
+            return None
+        return Cache(self.workspace, self.store, self.engine, self.console, Repository(self.config.cache))
 
     def pins(self, stack: str, choice: Choice) -> Pins:
         """The pins of a stack with the command line's choices. Raises PinsError, UsageError."""
@@ -314,8 +325,7 @@ def build_stack(
 
     Raises what the stages raise; UnresolvedError and AdvisoryError before anything is fetched or started.
     """
-    from kiln.build import build, known_build
-    from kiln.host import ensure_mmdebstrap
+    from kiln.ready import build_one, found
     from kiln.verify.machine import lacking_here
 
     pins, lock, images, findings = session.ready(stack, choice)
@@ -330,24 +340,21 @@ def build_stack(
             )
         chosen = next(rendered for rendered in images if rendered.image.name == image)
         images = tuple(rendered for rendered in images if rendered.image.name in (*chosen.parents, image))
-    engine = session.engine
-    built = []
+    there = found(session, pins, images)
+    built: list[Built] = []
+    new: list[tuple[Rendered, Built]] = []
     for rendered in images:
-        known = known_build(session.workspace, rendered, engine)
-        if known:
-            session.console.step(
-                f"{rendered.image.name} is built already: key {rendered.key[:16]}, {known.digest[:19]}…"
-            )
-        else:
+        known = there.get(rendered.image.name)
+        if known is None:
             if lacking := lacking_here(rendered.image.needs, pins.archs):
                 session.console.note(f"it can be built here, and not be served: {lacking}")
-            if not pins.base:
-                ensure_mmdebstrap(session.workspace.state, session.console)
-            session.fetch(pins, lock)
-            more_files = session.base_override(pins, lock)
-            known = build(session.workspace, pins, lock, rendered, session.store, engine, session.console, more_files)
+            below = [pair for pair in zip(images, built, strict=False) if pair[0].image.name in rendered.parents]
+            known = build_one(session, pins, lock, rendered, below)
+            new.append((rendered, known))
         built.append(known)
-    return findings, BuiltStack(pins, lock, engine, images, tuple(built))
+    if new and session.cache and session.config.cache_push:
+        session.cache.share(pins, new)
+    return findings, BuiltStack(pins, lock, session.engine, images, tuple(built))
 
 
 def _indented(text: str) -> str:

@@ -19,6 +19,7 @@ MODULES = {
     "reports": ("report",),
     "diff": ("diff",),
     "repro": ("repro",),
+    "cache": ("cache",),
     "host": ("engine", "exit-codes"),
 }
 

@@ -175,3 +175,32 @@ def test_only_whole_components_match(url: str, prefix: str) -> None:
 @given(st.text())
 def test_without_rules_nothing_changes(url: str) -> None:
     assert Config().mirrored(url) == url
+
+
+def test_a_cache_is_named_in_the_file_or_in_the_environment(workspace: Workspace) -> None:
+    text = '[cache]\nregistry = "registry.example.com:5000/team/kiln-cache"\npush = true\n'
+    found = config(workspace, text)
+    assert (found.cache, found.cache_push) == ("registry.example.com:5000/team/kiln-cache", True)
+    assert config(workspace, KILN_CACHE="127.0.0.1:5000/x").cache == "127.0.0.1:5000/x"
+    # For one run without it.
+    assert config(workspace, KILN_CACHE="").cache == ""
+    (workspace.root / "kiln.toml").unlink()
+    assert (config(workspace).cache, config(workspace).cache_push) == ("", False)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["registry.example.com", "https://registry.example.com/x", "host/name:tag", "host/Name", "host/a@b", "host/a/"],
+)
+def test_what_is_no_repository(workspace: Workspace, place: str) -> None:
+    with pytest.raises(UsageError, match="KILN_CACHE"):
+        config(workspace, KILN_CACHE=place)
+    with pytest.raises(PinsError) as caught:
+        config(workspace, f'[cache]\nregistry = "{place}"\n')
+    assert "cache.registry" in caught.value.why
+
+
+def test_pushing_needs_somewhere_to_push_to(workspace: Workspace) -> None:
+    with pytest.raises(PinsError) as caught:
+        config(workspace, "[cache]\npush = true\n")
+    assert "cache.push" in caught.value.why

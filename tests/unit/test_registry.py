@@ -14,7 +14,8 @@ import pytest
 
 from kiln.config import Config
 from kiln.errors import RefNotFoundError, UpstreamError
-from kiln.registry import ACCEPT, tag_digest
+from kiln.registry import tag_digest
+from kiln.registryclient import ACCEPT, Repository
 
 DIGEST = "sha256:" + "5" * 64
 NAME = "rocm/base"
@@ -214,10 +215,10 @@ def test_any_other_answer_is_no_answer(registry: Registry, status: int) -> None:
     registry.answer(MANIFEST, status, Docker_Content_Digest=DIGEST)
     with pytest.raises(UpstreamError) as caught:
         tag_digest(Config(), registry.image, "7.2")
-    assert caught.value.exit_code == 15
+    assert caught.value.exit_code == (25 if status == 403 else 15)
     assert str(status) in caught.value.why
-    assert registry.host in caught.value.why
-    assert "kiln.toml" in caught.value.fix
+    assert registry.host in caught.value.what
+    assert ("docker login" if status == 403 else "kiln.toml") in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -270,23 +271,16 @@ def test_a_mirror_that_has_not_the_tag_is_the_one_that_is_named(registry: Regist
         tag_digest(config, f"registry.invalid/{NAME}", "7.2")
 
 
-def test_who_is_asked_for_an_image_of_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_asked_for_an_image_of_another_host() -> None:
     """Any host but this machine is spoken to over an encrypted connection."""
-    import kiln.registry
-
-    asked: list[str] = []
-
-    def refuse(_session: object, method: str, url: str, _headers: dict[str, str]) -> object:
-        asked.append(f"{method} {url}")
-        raise UpstreamError("nobody")
-
-    monkeypatch.setattr(kiln.registry, "_ask", refuse)
-    for image in ("registry.invalid:5000/a/b", "localhost:5000/a", "localhost.invalid/a", "127.0.0.1/a"):
-        with pytest.raises(UpstreamError):
-            tag_digest(Config(), image, "1")
-    assert [url.partition("/v2/")[0] for url in asked] == [
-        "HEAD https://registry.invalid:5000",
-        "HEAD http://localhost:5000",
-        "HEAD https://localhost.invalid",
-        "HEAD http://127.0.0.1",
+    images = ("registry.invalid:5000/a/b", "localhost:5000/a", "localhost.invalid/a", "127.0.0.1/a")
+    assert [Repository(image).url for image in images] == [
+        "https://registry.invalid:5000/v2/a/b",
+        "http://localhost:5000/v2/a",
+        "https://localhost.invalid/v2/a",
+        "http://127.0.0.1/v2/a",
     ]
+    # Docker Hub answers below the name that references have.
+    hub = Repository("docker.io/rocm/a").url
+    assert hub.startswith("https://")
+    assert hub.endswith(".docker.io/v2/rocm/a")

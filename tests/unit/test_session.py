@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,35 @@ def test_the_audit_of_the_real_stacks_finds_nothing_mutable(
     for stack in ("cpu", "dsv4-mhc"):
         assert run(["--root", str(project_copy), "pins", "audit", stack]) == 0
         assert ", 0 mutable, " in capsys.readouterr().out
+
+
+def test_what_another_image_is_to_be_built_on_is_built_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BuildKit packs the layers of a parent that it did not export itself in another way, and the image on it would have another digest."""
+    from types import SimpleNamespace
+
+    import kiln.ready
+    from kiln.ready import found
+    from kiln.records import Built
+
+    def image(name: str, *parents: str) -> Any:
+        return SimpleNamespace(image=SimpleNamespace(name=name), key="a" * 64, parents=parents)
+
+    def one(name: str, pulled: bool) -> Built:
+        return Built(name, "a" * 64, "sha256:1", name, 1.0, pulled=pulled)
+
+    here: dict[str, Built] = {}
+    there = {"base", "serving"}
+    monkeypatch.setattr(kiln.ready, "known_build", lambda _workspace, rendered, _engine: here.get(rendered.image.name))
+    cache = SimpleNamespace(
+        image=lambda rendered, _: one(rendered.image.name, True) if rendered.image.name in there else None
+    )
+    session: Any = SimpleNamespace(workspace=None, engine=None, cache=cache, console=Console(quiet=True))
+    images = (image("base"), image("serving", "base"))
+    pins: Any = None
+    assert set(found(session, pins, images)) == {"base", "serving"}
+    there.remove("serving")
+    assert found(session, pins, images) == {}
+    here["base"] = one("base", pulled=True)
+    assert found(session, pins, images) == {}
+    here["base"] = one("base", pulled=False)
+    assert set(found(session, pins, images)) == {"base"}
