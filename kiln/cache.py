@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from kiln import cacheentry as form
-from kiln.build import components_of, reference_of
+from kiln.build import reference_of
 from kiln.console import Console, Meter, megabytes
 from kiln.engine import Engine, image_digest
 from kiln.errors import (
@@ -29,7 +29,7 @@ from kiln.layers import manifest_text, read_layers
 from kiln.layout import make_layout
 from kiln.pins import Pins
 from kiln.process import Finished, run
-from kiln.records import Built, Layer, all_records, read_record, record_file, write_record
+from kiln.records import Built, Layer, all_records, components_of, read_record, record_file, write_record
 from kiln.registryclient import Manifest, Repository
 from kiln.render import Rendered
 from kiln.restored import FOLDER, Entry, Given, unneeded_contexts, write_bake_file

@@ -43,7 +43,7 @@ def test_another_component_is_another_image(real: Workspace, tmp_path: Path) -> 
 def test_layers_of_a_base_image_have_no_name(real: Workspace, tmp_path: Path) -> None:
     own = components(real, "dsv4-mhc", "rocm-serving")
     found = names(real.root, tmp_path, "rocm-serving", own, 40)
-    assert found[-len(own) - 1 :] == (*own, "versions")
+    assert found[-len(own) - 2 :] == (*own, "versions", "workdir")
     assert found[:5] == ("",) * 5
     assert {"aiter", "torch", "rocm-base versions"} <= set(found)
 
