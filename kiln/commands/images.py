@@ -93,8 +93,8 @@ def sbom(context: Context, stack: str, sets: tuple[str, ...], image_name: str | 
 )
 @click.pass_obj
 def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) -> None:
-    """Show the components of STACK's images, their versions and build keys, where each is kept or why it is to be built, and what advisories
-    say. Builds nothing.
+    """Show the components of STACK's images: versions, build keys, how far each is claimed to be the same again, where it is kept or why it is to be
+    built; and what advisories say. Builds nothing.
 
     \b
     Example: kiln plan dsv4-mhc --set aiter=v0.1.14
@@ -104,6 +104,7 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
     from kiln.engine import find_engine, image_digest
     from kiln.pullcost import pull_cost
     from kiln.records import Built, all_records, components_of
+    from kiln.reproducible import level_of
     from kiln.session import Choice
 
     pins, found, images, findings = context.session.ready(stack, Choice(sets), refuse=False)
@@ -125,13 +126,14 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
         lines.append(f"{rendered.image.name}  key {rendered.key[:16]}")
         for unit, state in zip(rendered.units, kept[rendered.image.name], strict=True):
             lines.append(f"  {unit.name:20} {unit.version:24} key {unit.key[:16]}  {unit.about}")
-            lines.append(f"  {'':20} {state.described}")
+            lines.append(f"  {'':20} {level_of(rendered.image, unit.name, found)}; {state.described}")
         data[rendered.image.name] = {
             "key": rendered.key,
             "components": {
                 unit.name: {
                     "version": unit.version,
                     "key": unit.key,
+                    "reproducible": level_of(rendered.image, unit.name, found),
                     "state": state.state,
                     "image": state.image or None,
                     "reasons": list(state.reasons),

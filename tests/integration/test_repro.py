@@ -90,7 +90,9 @@ def test_the_same_again_on_two_builders(project: Project) -> None:
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found["not_varied"] == {}
-    assert [build["builder"].split()[1].split(".")[0] for build in found["builds"]] == ["26", "26", "28"]
+    # The suite moves on; what it has is newer than the engine that Kiln installs.
+    one, two, other = (int(build["builder"].split()[1].split(".")[0]) for build in found["builds"])
+    assert one == two < other
     (image,) = found["images"]
     assert len(set(image["digests"])) == 1
     assert {level for _, _, level in image["components"]} == {"across-builders"}
