@@ -69,6 +69,11 @@ def repro(
             found = compared(outcomes, images, lock)
             for image in found:
                 lines += ["", image.text()]
+            if standins:
+                lines += [
+                    "",
+                    "This is a rehearsal: what is measured holds for the recipes and the packing, and says nothing of the compilers.",
+                ]
             scratch = context.workspace.state / "scratch"
             scratch.mkdir(exist_ok=True)
             for place, image in enumerate(found):
