@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from kiln.render import Rendered
 
     Names: TypeAlias = Callable[[OciImage], Sequence[str]]
+    Look: TypeAlias = Callable[["Outcome", "Outcome", int], Diff]
 
 FOLDER = "repro"
 BUILD_SECONDS = 12 * 3600
@@ -80,41 +81,67 @@ class Asked:
 
 @dataclass(frozen=True)
 class Compared:
-    """One image of all builds: its digests, the level of each component (claimed, measured), the builds (by place) whose image is another than the
-    first one's, and what is claimed and not so, a line each."""
+    """One image of all builds: its digests, the level of each component (claimed, measured), what differs from the first build's image (with the
+    build's name), and what is claimed and not so, a line each."""
 
     image: str
     digests: tuple[str, ...]
     components: tuple[tuple[str, str, str], ...]
-    differing: tuple[int, ...]
+    differences: tuple[tuple[str, Diff], ...]
     broken_claims: tuple[str, ...]
 
     def text(self) -> str:
         """For people."""
-        verdict = "one digest in all builds" if not self.differing else "DIFFERENT digests"
+        verdict = "one digest in all builds" if not self.differences else "DIFFERENT digests"
         lines = [f"{self.image}: {verdict}", *(f"  {digest}" for digest in dict.fromkeys(self.digests))]
         lines += [f"  {name:20} claimed {claimed:16} measured {found}" for name, claimed, found in self.components]
         return "\n".join(lines)
 
+    def data(self) -> dict[str, Any]:
+        """As JSON data."""
+        plain = {key: value for key, value in vars(self).items() if key != "differences"}
+        return plain | {"differences": [{"build": name, **found.data()} for name, found in self.differences]}
 
-def compared(outcomes: Sequence[Outcome], images: Sequence[Rendered], lock: Lock) -> list[Compared]:
-    """The images of all builds side by side. ``images`` and ``lock`` say what is claimed."""
+
+def compared(outcomes: Sequence[Outcome], images: Sequence[Rendered], lock: Lock, look: Look) -> list[Compared]:
+    """The images of all builds side by side. ``images`` and ``lock`` say what is claimed; ``look`` compares the image at a place of two builds."""
     found = []
+    first = outcomes[0]
     builders = [one.builder for one in outcomes]
     for place, rendered in enumerate(images):
         records = [one.images[place] for one in outcomes]
         digests = tuple(record["digest"] for record in records)
+        differences = tuple(
+            (one.name, look(first, one, place))
+            for one, digest in zip(outcomes, digests, strict=True)
+            if digest != digests[0]
+        )
         layers = [{layer["component"]: layer["digest"] for layer in record["layers"]} for record in records]
         rows, broken = [], []
         for name in rendered.image.components:
             claimed = level_of(rendered.image, name, lock)
-            level = measured([one.get(name, f"none {number}") for number, one in enumerate(layers)], builders)
+            level = measured(
+                [one.get(name, f"none {number}") for number, one in enumerate(layers)],
+                builders,
+                same_content=all(_same_content(one, name) for _, one in differences),
+            )
             rows.append((name, claimed, level))
             if below_claim(claimed, level, across=len(set(builders)) > 1):
                 broken.append(f"{rendered.image.name}, {name}: claimed {claimed}, measured {level}")
-        differing = tuple(number for number, digest in enumerate(digests) if digest != digests[0])
-        found.append(Compared(rendered.image.name, digests, tuple(rows), differing, tuple(broken)))
+        found.append(Compared(rendered.image.name, digests, tuple(rows), differences, tuple(broken)))
     return found
+
+
+def _same_content(difference: Diff, component: str) -> bool:
+    """Whether a component's files are the same in both, apart from times, order and packing. Of a list that was cut short that is not known."""
+    from kiln.diffkinds import ignored
+
+    form = ignored(frozenset({"semantic"}))
+    layers = [layer for layer in difference.layers if layer.name == component]
+    kinds = {str(one.kind) for layer in layers for one in layer.findings}
+    kinds |= {str(one.kind) for layer in layers for file in layer.files for one in file.findings}
+    whole = all(layer.differing == len(layer.files) and layer.place_a and layer.place_b for layer in layers)
+    return whole and kinds <= form
 
 
 @contextmanager

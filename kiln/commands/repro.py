@@ -13,6 +13,7 @@ from kiln.commands.context import ALLOW, SET, STACK, Context
 from kiln.errors import DifferentError
 
 if TYPE_CHECKING:
+    from kiln.diff import Diff
     from kiln.repro import Outcome
 
 
@@ -59,6 +60,20 @@ def repro(
     )
     lines: list[str] = []
     data: dict[str, Any] = {"stack": stack}
+    scratch = context.workspace.state / "scratch"
+
+    def look(one: Outcome, other: Outcome, place: int) -> Diff:
+        scratch.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="repro-", dir=scratch) as folder:
+            return differences(
+                one,
+                other,
+                place,
+                Path(folder),
+                lambda image: layer_names(context.workspace.root, image),
+                context.console,
+            )
+
     with context.working():
         pins, lock, images, _ = context.session.ready(stack, Choice(sets, allow), refuse=standins is None)
         if standins is None:
@@ -66,35 +81,28 @@ def repro(
             context.session.fetch(pins, lock)
         with builds(context.workspace, Asked(stack, words, standins), context.console, suite, varied) as outcomes:
             lines += _conditions(outcomes) + [f"not varied here: {what}: {why}" for what, why in varied.missing.items()]
-            found = compared(outcomes, images, lock)
-            for image in found:
-                lines += ["", image.text()]
-            if standins:
-                lines += [
-                    "",
-                    "This is a rehearsal: what is measured holds for the recipes and the packing, and says nothing of the compilers.",
-                ]
-            scratch = context.workspace.state / "scratch"
-            scratch.mkdir(exist_ok=True)
-            for place, image in enumerate(found):
-                for other in image.differing:
-                    with tempfile.TemporaryDirectory(prefix="repro-", dir=scratch) as folder:
-                        one, two = outcomes[0], outcomes[other]
-                        names = lambda read: layer_names(context.workspace.root, read)  # noqa: E731
-                        difference = differences(one, two, place, Path(folder), names, context.console)
-                    lines += [
-                        "",
-                        f"{image.image}, build {one.name} (a) against build {two.name} (b):",
-                        report(difference),
-                    ]
-                    data.setdefault("differences", []).append({"image": image.image, **difference.data()})
+            found = compared(outcomes, images, lock, look)
             data |= {
                 "builds": [{key: value for key, value in asdict(one).items() if key != "host"} for one in outcomes],
                 "not_varied": varied.missing,
-                "images": [asdict(image) for image in found],
+                "images": [image.data() for image in found],
             }
+    for image in found:
+        lines += ["", image.text()]
+    if standins:
+        lines += [
+            "",
+            "This is a rehearsal: what is measured holds for the recipes and the packing, and says nothing of the compilers.",
+        ]
+    for image in found:
+        for other, difference in image.differences:
+            lines += [
+                "",
+                f"{image.image}, build {data['builds'][0]['name']} (a) against build {other} (b):",
+                report(difference),
+            ]
     context.result("\n".join(lines), data)
-    wrong = [image for image in found if image.differing or image.broken_claims]
+    wrong = [image for image in found if image.differences or image.broken_claims]
     if wrong:
         raise DifferentError(
             f"{stack} is not the same again: {', '.join(image.image for image in wrong)}",

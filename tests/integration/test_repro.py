@@ -54,7 +54,8 @@ def plant(root: Path) -> None:
 
 
 def kinds_of(found: dict[str, Any]) -> dict[str, set[str]]:
-    (difference,) = found["differences"]
+    (image,) = found["images"]
+    (difference,) = image["differences"]
     return {
         file["path"]: {finding["kind"] for finding in file["findings"]}
         for layer in difference["layers"]
