@@ -66,7 +66,7 @@ def cache_ls(context: Context, stack: str, sets: tuple[str, ...]) -> None:
         for unit in rendered.units:
             if unit.name in rendered.layers:
                 row = {"image": rendered.image.name, "component": unit.name, "key": unit.key}
-                rows.append({**row, "engine": unit.key in here, **_in_registry(found, unit.name, unit.key)})
+                rows.append({**row, "engine": unit.key in here, **in_registry(found, unit.name, unit.key)})
     lines = [
         f"{row['component']:20} key {str(row['key'])[:16]}  "
         + (", ".join(place for place in ("engine", "registry") if row[place]) or "nowhere")
@@ -76,7 +76,8 @@ def cache_ls(context: Context, stack: str, sets: tuple[str, ...]) -> None:
     context.result("\n".join(lines), {"repository": found.repository.place, "components": rows})
 
 
-def _in_registry(found: Cache, component: str, key: str) -> dict[str, object]:
+def in_registry(found: Cache, component: str, key: str) -> dict[str, object]:
+    """Whether the registry has a component, and what is wrong with its entry or with the registry."""
     try:
         return {"registry": found.has(component, key), "problem": ""}
     except (CacheEntryError, UpstreamError) as error:

@@ -16,6 +16,9 @@ from kiln.proof import Reported, inputs_digest, proven, remember
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
+    from kiln.changes import Kept
+    from kiln.plan import Unit
+    from kiln.render import Rendered
     from kiln.session import BuiltStack
 
 
@@ -101,6 +104,7 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
              kiln plan cpu --pull-cost 8fef078fe3c90673..current
     """
     from kiln.changes import Known, kept_components
+    from kiln.commands.cache import in_registry
     from kiln.engine import find_engine, image_digest
     from kiln.pullcost import pull_cost
     from kiln.records import Built, all_records, components_of
@@ -119,28 +123,37 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
     def held(record: Built) -> bool:
         return engine is not None and image_digest(engine, record.reference) == record.digest
 
+    cache = context.session.cache if engine else None
+
+    def cached(rendered: Rendered, unit: Unit, state: Kept) -> dict[str, object] | None:
+        """Of what the engine has not: whether the registry's cache has it."""
+        if not cache or state.image or unit.name not in rendered.layers:
+            return None
+        return in_registry(cache, unit.name, unit.key)
+
     kept = kept_components(images, Known(records, held if engine else None))
     lines: list[str] = []
     data: dict[str, Any] = {}
     for rendered in images:
         lines.append(f"{rendered.image.name}  key {rendered.key[:16]}")
+        components = {}
         for unit, state in zip(rendered.units, kept[rendered.image.name], strict=True):
+            level, there = level_of(rendered.image, unit.name, found), cached(rendered, unit, state)
             lines.append(f"  {unit.name:20} {unit.version:24} key {unit.key[:16]}  {unit.about}")
-            lines.append(f"  {'':20} {level_of(rendered.image, unit.name, found)}; {state.described}")
-        data[rendered.image.name] = {
-            "key": rendered.key,
-            "components": {
-                unit.name: {
-                    "version": unit.version,
-                    "key": unit.key,
-                    "reproducible": level_of(rendered.image, unit.name, found),
-                    "state": state.state,
-                    "image": state.image or None,
-                    "reasons": list(state.reasons),
-                }
-                for unit, state in zip(rendered.units, kept[rendered.image.name], strict=True)
-            },
-        }
+            words = [level, state.described]
+            if there:
+                words.append("in the cache" if there["registry"] else f"not in the cache {there['problem']}".rstrip())
+            lines.append(f"  {'':20} {'; '.join(words)}")
+            components[unit.name] = {
+                "version": unit.version,
+                "key": unit.key,
+                "reproducible": level,
+                "state": state.state,
+                "image": state.image or None,
+                "reasons": list(state.reasons),
+                "cache": there,
+            }
+        data[rendered.image.name] = {"key": rendered.key, "components": components}
     lines += [f"advisory {finding.advisory.id} ({finding.effect}): {finding.because}" for finding in findings]
     if found.unresolved:
         lines.append(f"{len(found.unresolved)} inputs are unresolved: kiln lock {stack}")

@@ -112,8 +112,13 @@ class Images:
         reference = f"kiln-corpus:{re.sub('[^a-z0-9]+', '-', case.name.lower())[:60]}-{uuid.uuid4().hex[:8]}"
         try:
             if swap := case.data.get("reorder"):
-                archive = base.workspace.state / "images" / f"{base.image.name}.tar"
-                self._docker("load", "--quiet", data=reordered(archive, swap, reference))
+                saved = subprocess.run(
+                    ["docker", "save", base.built.reference],
+                    env=self.engine.environment,
+                    capture_output=True,
+                    check=True,
+                ).stdout
+                self._docker("load", "--quiet", data=reordered(saved, swap, reference))
             else:
                 self._laid(base, case, reference)
             yield reference

@@ -7,14 +7,13 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 
-def reordered(archive: Path, layers: Sequence[int], reference: str) -> bytes:
-    """An OCI archive as BuildKit wrote it, with two layers exchanged (by their places, as a list has them) and ``reference`` as its name."""
+def reordered(archive: bytes, layers: Sequence[int], reference: str) -> bytes:
+    """An OCI archive as `docker save` wrote it, with two layers exchanged (by their places, as a list has them) and ``reference`` as its name."""
     blobs: dict[str, bytes] = {}
-    with tarfile.open(archive) as opened:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
         for member in opened:
             if member.name.startswith("blobs/") and member.isfile():
                 blobs[member.name.rpartition("/")[2]] = opened.extractfile(member).read()  # type: ignore[union-attr]

@@ -206,6 +206,8 @@ def was_built(project: Project, component: str) -> bool:
 
 
 def test_the_whole_image_is_pulled_and_nothing_is_fetched_or_built(fresh: Project, filled: Filled) -> None:
+    told = fresh.kiln("plan", "toy").out
+    assert told.count("to build: never built here; in the cache") == 3
     done = fresh.kiln("--json", "build", "toy")
     one = built(done)
     assert one["digest"] == filled.digest
@@ -431,6 +433,7 @@ def test_a_registry_that_is_away_or_empty_stops_nothing(fresh: Project, registry
     away = fresh.kiln("--json", "build", "toy")
     right_from_source(fresh, filled, away, "small", "more")
     assert away.err.count("the cache is not used") == 1
+    assert "cache" in json.loads(fresh.kiln("--json", "plan", "toy").out)["toy"]["components"]["small"]
     assert fresh.kiln("cache", "push", "toy").code == 15
 
 

@@ -43,9 +43,11 @@ def test_a_bump_is_planned_built_and_costs_its_own_layer(project: Project) -> No
     assert components["server"] | {"version": "", "key": ""} == {
         "version": "",
         "key": "",
+        "reproducible": "same-digest",
         "state": "to build",
         "image": None,
         "reasons": ["the files of standin changed"],
+        "cache": None,
     }
     told = project.kiln("plan", "toy", "--pull-cost", f"{before['digest']}..current")
     assert "not known before it is built: server, versions, manifest and configuration" in told.out
