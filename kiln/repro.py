@@ -120,11 +120,10 @@ def compared(outcomes: Sequence[Outcome], images: Sequence[Rendered], lock: Lock
         rows, broken = [], []
         for name in rendered.image.components:
             claimed = level_of(rendered.image, name, lock)
-            level = measured(
-                [one.get(name, f"none {number}") for number, one in enumerate(layers)],
-                builders,
-                same_content=all(_same_content(one, name) for _, one in differences),
-            )
+            own = [one.get(name, f"none {number}") for number, one in enumerate(layers)]
+            changed = [digest != own[0] for digest, whole in zip(own, digests, strict=True) if whole != digests[0]]
+            alike = [_same_content(one, own[0]) for (_, one), other in zip(differences, changed, strict=True) if other]
+            level = measured(own, builders, same_content=bool(alike) and all(alike))
             rows.append((name, claimed, level))
             if below_claim(claimed, level, across=len(set(builders)) > 1):
                 broken.append(f"{rendered.image.name}, {name}: claimed {claimed}, measured {level}")
@@ -132,16 +131,17 @@ def compared(outcomes: Sequence[Outcome], images: Sequence[Rendered], lock: Lock
     return found
 
 
-def _same_content(difference: Diff, component: str) -> bool:
-    """Whether a component's files are the same in both, apart from times, order and packing. Of a list that was cut short that is not known."""
+def _same_content(difference: Diff, layer: str) -> bool:
+    """Whether a layer (by its digest in the first build) has the same files in both, apart from times, order and packing. Of a list that was cut
+    short that is not known."""
     from kiln.diffkinds import ignored
 
     form = ignored(frozenset({"semantic"}))
-    layers = [layer for layer in difference.layers if layer.name == component]
-    kinds = {str(one.kind) for layer in layers for one in layer.findings}
-    kinds |= {str(one.kind) for layer in layers for file in layer.files for one in file.findings}
-    whole = all(layer.differing == len(layer.files) and layer.place_a and layer.place_b for layer in layers)
-    return whole and kinds <= form
+    found = [one for one in difference.layers if one.digest_a == layer]
+    kinds = {str(one.kind) for item in found for one in item.findings}
+    kinds |= {str(one.kind) for item in found for file in item.files for one in file.findings}
+    whole = all(item.differing == len(item.files) and item.place_a and item.place_b for item in found)
+    return bool(found) and whole and kinds <= form
 
 
 @contextmanager

@@ -33,7 +33,8 @@ def outcome(rendered: Rendered, name: str, builder: str, digest: str, **layers: 
 
 def differing(component: str, *kinds: Kind, hidden: int = 0) -> Diff:
     files = tuple(FileDifference(f"usr/{kind}", "changed", (Finding(kind, ""),)) for kind in kinds)
-    layer = LayerDifference(component, 1, 1, "1", "2", (), files, len(files) + hidden, 9)
+    # The name is what people read; the digest says which layer it is.
+    layer = LayerDifference("", 1, 1, f"{component} 1", "another", (), files, len(files) + hidden, 9)
     return Diff(Side("a", "1"), Side("b", "2"), layers=(layer,))
 
 
