@@ -38,6 +38,8 @@ BASES = {
     "rocm-base": ("dsv4-mhc", True, "make rehearse"),
     "rocm-serving": ("dsv4-mhc", True, "make rehearse"),
 }
+# What containerd says of an image whose manifest and configuration have not the same number of layers.
+BROKEN = "mismatched image rootfs and manifest layers"
 # What a check reads of scripts/inspect_image.py's document: for a defect, only that is looked at. Any other check gets all of it.
 SECTIONS = {
     "packages.wheels": ("distributions",),
@@ -95,6 +97,13 @@ class Images:
 
     def look(self, case: Case) -> dict[str, Outcome]:
         """Lay the case on its base, and what the static checks say: of a defect the check that must see it, of a clean variant all of them."""
+        found = self._look(case)
+        if any(BROKEN in outcome.summary for outcome in found.values()):
+            # Seen once in 700 rows, with BuildKit 0.13 and two rows at a time: the thin image itself was put out broken, before anything looked at it.
+            found = self._look(case)
+        return found
+
+    def _look(self, case: Case) -> dict[str, Outcome]:
         base = self.base(case.base)
         with self._made(base, case) as reference:
             digest = image_digest(self.engine, reference) or ""
