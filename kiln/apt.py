@@ -232,6 +232,22 @@ class Apt:
             )
         return sorted(folder.glob("*.deb"))
 
+    def unpack(self, debs: Sequence[Deb], folder: Path) -> Path:
+        """Download packages and lay their files below ``folder``, with nothing installed: whole, or not there at all. Returns it.
+
+        Raises FetchError, HostError.
+        """
+        files = self.download(debs, self.folder / "unpacked")
+        beside = folder.with_name(f".{folder.name}")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        # base-files brings the links from /bin and /lib to below /usr: what comes before it would make folders of them.
+        for file in sorted(files, key=lambda path: not path.name.startswith("base-files_")):
+            if (done := run(["dpkg-deb", "--extract", file, beside])).code != 0:
+                raise HostError(f"{file.name} could not be unpacked", why=done.tail())
+        shutil.rmtree(self.folder / "unpacked")
+        return beside.replace(folder)
+
     def install(self, packages: Sequence[str]) -> None:
         """Install ``name`` or ``name/suite`` on this machine (root only). Raises HostError with apt's own words."""
         done = self._call("apt-get", "install", "-y", "-q", "--no-install-recommends", *packages)

@@ -31,13 +31,12 @@ from kiln.plan import ROOTFS, Context
 from kiln.process import end_group, raise_if_disk_full
 from kiln.records import Built, components_of, read_record, record_file, write_record
 from kiln.render import LABEL, Rendered, write_rendered
-from kiln.restored import Given
+from kiln.restored import NOTHING_GIVEN, Given
 from kiln.rootfs import make_rootfs, place_file
 from kiln.store import Store, content_time, disk_full_is_an_error
 from kiln.wheels import requirements_text
 from kiln.workspace import Workspace
 
-NOTHING_GIVEN = Given({}, frozenset())
 BUILD_SECONDS = 6 * 3600
 _STEP = re.compile(r"#(?P<number>\d+) (?P<text>.*)")
 

@@ -32,7 +32,7 @@ from kiln.process import Finished, run
 from kiln.records import Built, Layer, all_records, components_of, read_record, record_file, write_record
 from kiln.registryclient import Manifest, Repository
 from kiln.render import Rendered
-from kiln.restored import FOLDER, Entry, Given, unneeded_contexts, write_bake_file
+from kiln.restored import FOLDER, NOTHING_GIVEN, Entry, Given, unneeded_contexts, write_bake_file
 from kiln.stages import Node, restorable
 from kiln.store import Store
 from kiln.workspace import Workspace
@@ -72,7 +72,7 @@ class Cache:
         usable, _ = restorable(images, layouts)
         given = Given({node: found[node] for node in usable}, unneeded_contexts(images, usable))
         if not usable:
-            return Given({}, frozenset()), ()
+            return NOTHING_GIVEN, ()
         self.console.step(f"taken from the cache: {', '.join(name for _, name in usable)}")
         for (_, name), reason in refused.items():
             self.console.note(f"{name} is built here whatever the cache has: {reason}")

@@ -11,7 +11,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kiln.apt import Apt, debian_codename
@@ -72,13 +72,6 @@ FIRST = Conditions("1", "UTC", "C.UTF-8", 0o022, "0", 0, "kiln-one", 0, other_fo
 SECOND = Conditions("2", "XXX-13:45", "C", 0o077, "4242", 400, "other-host", 1, other_folder=True, other_disk=True)
 
 
-@dataclass
-class Varied:
-    """What could not be varied here, with the reason."""
-
-    missing: dict[str, str] = field(default_factory=dict)
-
-
 def fake_clock(tools: Path, console: Console) -> Path:
     """libfaketime, unpacked below ``tools``. Raises FetchError, ResolveError, HostError where it cannot be had."""
     folder = tools / "faketime"
@@ -89,9 +82,7 @@ def fake_clock(tools: Path, console: Console) -> Path:
     codename = debian_codename() or ""
     apt = Apt(tools / "apt-faketime", codename, "amd64")
     apt.update()
-    (deb,) = [deb for deb in apt.resolve(["libfaketime"]) if deb.name == "libfaketime"]
-    (file,) = apt.download([deb], tools / "faketime-deb")
-    run(["dpkg-deb", "--extract", file, folder])
+    apt.unpack([deb for deb in apt.resolve(["libfaketime"]) if deb.name == "libfaketime"], folder)
     return next(folder.rglob("libfaketimeMT.so.1"))
 
 
@@ -124,8 +115,6 @@ def host_environment(conditions: Conditions, clock: Path | None) -> dict[str, st
         "LC_ALL": conditions.locale,
         "LANG": conditions.locale,
         "PYTHONHASHSEED": conditions.hash_seed,
-        "KILN_STATE": "",
-        "KILN_ROOT": "",
     }
     if clock and conditions.shift:
         found |= {"LD_PRELOAD": str(clock), "FAKETIME": f"{conditions.shift:+d}d", "NO_FAKE_STAT": "1"}
@@ -133,9 +122,9 @@ def host_environment(conditions: Conditions, clock: Path | None) -> dict[str, st
 
 
 @contextmanager
-def disk(folder: Path, wanted: bool, varied: Varied) -> Iterator[Path]:
+def disk(folder: Path, wanted: bool, missing: dict[str, str]) -> Iterator[Path]:
     """``folder``, on a file system of its own where that is ``wanted`` and possible: a new ext4 hashes names with another seed, so folders list their
-    files in another order."""
+    files in another order. Why it was not possible is put into ``missing``."""
     folder.mkdir(parents=True, exist_ok=True)
     if not wanted:
         yield folder
@@ -147,12 +136,12 @@ def disk(folder: Path, wanted: bool, varied: Varied) -> Iterator[Path]:
         made = run(["mkfs.ext4", "-q", "-O", "^has_journal", image])
         mounted = run(["mount", "-o", "loop", image, folder]) if made.code == 0 else made
     except (KilnError, OSError) as error:
-        varied.missing["disk"] = str(error).splitlines()[0]
+        missing["disk"] = str(error).splitlines()[0]
         image.unlink(missing_ok=True)
         yield folder
         return
     if mounted.code != 0:
-        varied.missing["disk"] = mounted.tail(1)
+        missing["disk"] = mounted.tail(1)
         image.unlink(missing_ok=True)
         yield folder
         return

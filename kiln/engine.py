@@ -42,6 +42,11 @@ class Engine:
     private: bool
 
     @property
+    def socket(self) -> Path:
+        """The socket that it listens on."""
+        return Path(self.host.removeprefix("unix://"))
+
+    @property
     def environment(self) -> dict[str, str]:
         """The variables that make docker's own programs use this engine, and this engine alone."""
         return {"DOCKER_HOST": self.host, "DOCKER_CONTEXT": "", "BUILDX_BUILDER": "default"}
@@ -239,7 +244,7 @@ def ensure_engine(state: Path, console: Console) -> Engine:
 
 def image_document(engine: Engine, reference: str) -> dict[str, Any] | None:
     """What the engine says of an image: configuration, platform, digest; None where it has no such image."""
-    return get_json(Path(engine.host.removeprefix("unix://")), f"/images/{reference}/json")
+    return get_json(engine.socket, f"/images/{reference}/json")
 
 
 def image_digest(engine: Engine, reference: str) -> str | None:

@@ -7,14 +7,9 @@ from pathlib import Path
 
 from kiln.errors import KilnError
 from kiln.ociimage import OciImage
-from kiln.render import LABEL
+from kiln.render import LABEL, lines_with_layers
 from kiln.workspace import Workspace
 
-# The root folder is there already, so WORKDIR makes no layer of it.
-_STEP = re.compile(
-    r"^(?:COPY --link --from=(?P<stage>\S+) /out/ /|ADD --link (?P<file>rootfs)\.tar /|(?P<workdir>WORKDIR) /\S+)$",
-    re.MULTILINE,
-)
 _FINAL = re.compile(r"^FROM (?P<base>\S+) AS (?P<name>\S+)$", re.MULTILINE)
 
 
@@ -45,7 +40,7 @@ def _names(folder: Path, title: str) -> tuple[tuple[str, ...], bool]:
     """The components of an image's Dockerfile, and those of the image that it stands on; and whether nothing lies below these."""
     text = (folder / title / "Dockerfile").read_text(encoding="utf-8")
     last = list(_FINAL.finditer(text))[-1]
-    own = tuple(found["stage"] or found["file"] or "workdir" for found in _STEP.finditer(text, last.end()))
+    own = lines_with_layers(text[last.end() :])
     if last["base"] == "scratch":
         return own, True
     if (folder / last["base"] / "Dockerfile").is_file():

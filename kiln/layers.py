@@ -78,7 +78,7 @@ def manifest_text(engine: Engine, reference: str, digest: str) -> bytes:
 
 
 def _content_folders(engine: Engine) -> list[Path]:
-    info = get_json(_socket(engine), "/info") or {}
+    info = get_json(engine.socket, "/info") or {}
     own = Path(str(info.get("DockerRootDir", ""))) / "containerd" / "daemon"
     return [own / _CONTENT, _SYSTEM_CONTAINERD / _CONTENT]
 
@@ -87,7 +87,7 @@ def _saved(engine: Engine, reference: str, sha256: str) -> bytes | None:
     """The blob out of what the engine saves, read no further than there."""
     try:
         with (
-            get_stream(_socket(engine), f"/images/{reference}/get", SAVE_SECONDS) as stream,
+            get_stream(engine.socket, f"/images/{reference}/get", SAVE_SECONDS) as stream,
             tarfile.open(fileobj=stream, mode="r|") as tar,
         ):
             for member in tar:
@@ -97,7 +97,3 @@ def _saved(engine: Engine, reference: str, sha256: str) -> bytes | None:
     except (OSError, tarfile.TarError):
         pass
     return None
-
-
-def _socket(engine: Engine) -> Path:
-    return Path(engine.host.removeprefix("unix://"))

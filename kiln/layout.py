@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
@@ -16,36 +14,13 @@ from zstandard import ZstdDecompressor, ZstdError
 
 from kiln.cacheentry import CONFIG
 from kiln.canonical import canonical_json, sha256_file
-from kiln.errors import CacheEntryError
+from kiln.errors import CacheEntryError, ImageDamagedError
+from kiln.ocistream import Hashed
 from kiln.records import Layer
-from kiln.registryclient import MANIFEST, OCI
+from kiln.registryclient import MANIFEST, OCI, digest_of_bytes
 from kiln.store import write_whole
 
 PREFIX = "out"
-
-
-class _Hashed(io.RawIOBase):
-    """A stream that knows the sha256 of all that was read from it."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self._hash = hashlib.sha256()
-
-    def readable(self) -> bool:
-        """It can be read."""
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        """The next part."""
-        block: bytes = self._source.read(size)
-        self._hash.update(block)
-        return block
-
-    def digest(self) -> str:
-        """The digest of the whole, what was not read so far included."""
-        while self.read(1 << 20):
-            pass
-        return f"sha256:{self._hash.hexdigest()}"
 
 
 def make_layout(where: str, layer: Layer, blob: Path, platform: str, folder: Path) -> str:
@@ -59,16 +34,15 @@ def make_layout(where: str, layer: Layer, blob: Path, platform: str, folder: Pat
     made = blobs / "layer"
     try:
         with ZstdDecompressor().stream_reader(blob.open("rb"), closefd=True) as plain, made.open("wb") as stream:
-            hashed = _Hashed(plain)
+            hashed = Hashed(plain, layer.diff_id, where)
             _move_below(where, hashed, stream)
-            found = hashed.digest()
+            hashed.check()
     except (tarfile.TarError, ZstdError) as error:
         raise CacheEntryError(f"the layer of the cache entry {where} cannot be unpacked", why=str(error)) from error
-    if found != layer.diff_id:
+    except ImageDamagedError as error:
         raise CacheEntryError(
-            f"the layer of the cache entry {where} holds something else than the entry says",
-            why=f"expected {layer.diff_id}\ngot      {found}",
-        )
+            f"the layer of the cache entry {where} holds something else than the entry says", why=error.why
+        ) from error
     diff_id = sha256_file(made)
     size = made.stat().st_size
     made.rename(blobs / diff_id)
@@ -84,12 +58,12 @@ def make_layout(where: str, layer: Layer, blob: Path, platform: str, folder: Pat
 
 def _blob(blobs: Path, table: dict[str, Any], media_type: str) -> dict[str, Any]:
     data = canonical_json(table)
-    sha256 = hashlib.sha256(data).hexdigest()
-    (blobs / sha256).write_bytes(data)
-    return {"mediaType": media_type, "digest": f"sha256:{sha256}", "size": len(data)}
+    digest = digest_of_bytes(data)
+    (blobs / digest.removeprefix("sha256:")).write_bytes(data)
+    return {"mediaType": media_type, "digest": digest, "size": len(data)}
 
 
-def _move_below(where: str, source: IO[bytes] | _Hashed, target: IO[bytes]) -> None:
+def _move_below(where: str, source: IO[bytes] | Hashed, target: IO[bytes]) -> None:
     with (
         tarfile.open(fileobj=source, mode="r|") as old,
         tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as new,

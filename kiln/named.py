@@ -13,6 +13,7 @@ from kiln.engine import Engine, image_digest, image_document
 from kiln.errors import ForeignImageError, KilnError, UpstreamError, UsageError
 from kiln.process import run
 from kiln.registry import tag_digest
+from kiln.registryclient import INDEXES
 from kiln.render import LABEL
 
 PULL_SECONDS = 2 * 3600
@@ -51,7 +52,7 @@ def find_image(
     reference = in_engine(engine, config, text, console)
     document = image_document(engine, reference) or {}
     media = str((document.get("Descriptor") or {}).get("mediaType", ""))
-    if media.endswith(("index.v1+json", "manifest.list.v2+json")):
+    if media in INDEXES:
         raise UsageError(
             f"{text} is an index: several platforms, or an image with attestations beside it",
             why="What is verified is one platform's image, by its own manifest's digest.",

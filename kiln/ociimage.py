@@ -22,10 +22,10 @@ from kiln.errors import EngineError, ImageDamagedError, UsageError
 from kiln.named import in_engine
 from kiln.ocistream import Hashed, Tar, tar_stream
 from kiln.process import run
+from kiln.registryclient import INDEXES
 from kiln.store import disk_full_is_an_error
 
 SAVE_SECONDS = 3600
-INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 # A manifest or a configuration that is larger is none; a layer's size is bounded by nothing.
 DOCUMENT_LIMIT = 8 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

@@ -5,15 +5,12 @@ Its packages are unpacked, not installed: nothing of this machine changes, and D
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from kiln.apt import Apt
 from kiln.console import Console
 from kiln.engine import PrivateEngine
-from kiln.errors import HostError
 from kiln.host import ENGINE_PACKAGES
-from kiln.process import run
 
 # The daemon sees its own root, and below it this machine's devices, processes and the one folder that holds all of its files, under the same path.
 # BuildKit remounts the root, so that must be a mount.
@@ -35,17 +32,7 @@ def unpack_docker(folder: Path, suite: str, console: Console) -> Path:
     console.step(f"unpacking Docker of Debian {suite} into {root}; nothing is installed")
     apt = Apt(folder / f"apt-{suite}", suite, "amd64")
     apt.update()
-    debs = apt.download(apt.resolve(ENGINE_PACKAGES), folder / f"debs-{suite}")
-    beside = root.with_name(f".{root.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    # base-files brings the links from /bin and /lib to below /usr: what comes before it would make folders of them.
-    for deb in sorted(debs, key=lambda path: not path.name.startswith("base-files_")):
-        if (done := run(["dpkg-deb", "--extract", deb, beside])).code != 0:
-            raise HostError(f"{deb.name} could not be unpacked", why=done.tail())
-    shutil.rmtree(folder / f"debs-{suite}")
-    beside.replace(root)
-    return root
+    return apt.unpack(apt.resolve(ENGINE_PACKAGES), root)
 
 
 def other_engine(root: Path, folder: Path, path: Path | None = None) -> PrivateEngine:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiln.canonical import digest_of, sha256_file, tree_files
+from kiln.canonical import digest_of, sha256_file, tree_digest
 from kiln.store import write_whole
 from kiln.workspace import Workspace
 
@@ -38,15 +38,10 @@ class Reported:
 
 def inputs_digest(workspace: Workspace, stack: str, choices: Sequence[object]) -> str:
     """The sha256 over every file of the checkout that what comes out depends on, and over what the command line chose. Raises OSError."""
-    found = hashlib.sha256(digest_of([stack, *choices]).encode())
-    for path in (*(path for name in FOLDERS for path in tree_files(workspace.root / name)), *_single(workspace)):
-        found.update(f"\0{path.relative_to(workspace.root).as_posix()}\0{path.stat().st_mode & 0o100}\0".encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()
-
-
-def _single(workspace: Workspace) -> list[Path]:
-    return [path for name in FILES if (path := workspace.root / name).is_file()]
+    root = workspace.root
+    folders = {name: tree_digest(root / name) for name in FOLDERS}
+    files = {name: sha256_file(root / name) for name in FILES if (root / name).is_file()}
+    return digest_of([stack, choices, folders, files])
 
 
 def _file(workspace: Workspace, stack: str, choices: Sequence[object]) -> Path:

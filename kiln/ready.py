@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kiln.build import NOTHING_GIVEN, build, known_build
+from kiln.build import build, known_build
 from kiln.errors import CacheEntryError
 from kiln.host import ensure_mmdebstrap
 from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.records import Built
 from kiln.render import Rendered
-from kiln.restored import spared
+from kiln.restored import NOTHING_GIVEN, spared
 
 if TYPE_CHECKING:
     from kiln.session import Session

@@ -1,7 +1,4 @@
-"""Build records: what was built here, of which inputs, and which layers came of it. One JSON file an image and build key, in ``.kiln/builds``.
-
-The no-op path reads the record of the image that is wanted, so this module loads nothing that it need not.
-"""
+"""Build records: what was built here, of which inputs, and which layers came of it. One JSON file an image and build key, in ``.kiln/builds``."""
 
 from __future__ import annotations
 

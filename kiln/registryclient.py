@@ -26,8 +26,9 @@ from kiln.fetch import short_reason
 
 # An index and a single image, in OCI's and in Docker's words: a registry answers with what the tag points to only if it is asked for by type.
 OCI, DOCKER = "application/vnd.oci.image", "application/vnd.docker.distribution"
-ACCEPT = f"{OCI}.index.v1+json, {DOCKER}.manifest.list.v2+json, {OCI}.manifest.v1+json, {DOCKER}.manifest.v2+json"
+INDEXES = (f"{OCI}.index.v1+json", f"{DOCKER}.manifest.list.v2+json")
 MANIFEST = f"{OCI}.manifest.v1+json"
+ACCEPT = ", ".join((*INDEXES, MANIFEST, f"{DOCKER}.manifest.v2+json"))
 # Docker Hub's name in references is not the host that serves them: that one is below it.
 HUB = "docker.io"
 SECONDS = (10, 60)

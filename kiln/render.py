@@ -202,9 +202,13 @@ def _render_image(
 
 
 def layer_names(dockerfile: str, image: Image) -> tuple[str, ...]:
-    """What the layers are that the image's own stage lays down, one for each of its lines that makes one: the stage that a COPY takes from (a
-    component's name), the root file system, or the working folder."""
-    stage = dockerfile[dockerfile.rindex(f" AS {image.name}\n") :]
+    """What the layers are that the image's own stage lays down."""
+    return lines_with_layers(dockerfile[dockerfile.rindex(f" AS {image.name}\n") :])
+
+
+def lines_with_layers(stage: str) -> tuple[str, ...]:
+    """What each line of a stage that makes a layer lays down: what the stage is called that a COPY takes from (a component's name), the root file
+    system, or the working folder."""
     lines = filter(None, map(_LAYER.match, stage.splitlines()))
     return tuple(match["stage"] or match["file"] or "workdir" for match in lines)
 

@@ -21,7 +21,6 @@ from kiln.conditions import (
     FIRST,
     SECOND,
     Conditions,
-    Varied,
     copy_checkout,
     disk,
     fake_clock,
@@ -59,7 +58,7 @@ class Outcome:
     conditions: dict[str, str]
     images: tuple[dict[str, Any], ...]
     seconds: float
-    host: str
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -146,19 +145,18 @@ def _same_content(difference: Diff, layer: str) -> bool:
 
 @contextmanager
 def builds(
-    workspace: Workspace, asked: Asked, console: Console, suite: str = "", varied: Varied | None = None
+    workspace: Workspace, asked: Asked, console: Console, suite: str, missing: dict[str, str]
 ) -> Iterator[list[Outcome]]:
     """Build twice, and a third time with the Docker of a Debian ``suite`` where one is named; the engines run until the end, to be asked for files.
 
-    What could not be varied is put into ``varied``. Raises BuildError with a build's last words, EngineError, HostError.
+    What could not be varied is put into ``missing``, with the reason. Raises BuildError with a build's last words, EngineError, HostError.
     """
-    varied = varied if varied is not None else Varied()
     folder = workspace.state / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     try:
         clock: Path | None = fake_clock(workspace.state / "tools", console)
     except KilnError as error:
-        clock, varied.missing["date"] = None, error.what
+        clock, missing["date"] = None, error.what
     if suite:
         unpack_docker(workspace.state / "tools", suite, console)
     with ExitStack() as opened:
@@ -166,7 +164,7 @@ def builds(
         outcomes = []
         for conditions, docker in [(FIRST, ""), (SECOND, ""), *([(SECOND, suite)] if suite else [])]:
             name = f"{conditions.name}{f'-{docker}' if docker else ''}"
-            state = opened.enter_context(disk(folder / name, conditions.other_disk, varied))
+            state = opened.enter_context(disk(folder / name, conditions.other_disk, missing))
             outcomes.append(opened.enter_context(_built(workspace, asked, conditions, docker, state, clock, console)))
         yield outcomes
 
@@ -199,7 +197,7 @@ def _built(
             conditions.described(),
             tuple(images),
             round(time.monotonic() - began, 1),
-            engine.host,
+            found,
         )
     finally:
         engine.stop()
@@ -214,9 +212,7 @@ def differences(one: Outcome, other: Outcome, place: int, scratch: Path, names: 
 
     sides = []
     for build in (one, other):
-        engine = probe(build.host, private=True)
-        assert isinstance(engine, Engine), "the engines run for as long as their builds are compared"
-        reader = Reader(scratch, lambda engine=engine: engine, Config, console, "kiln repro")  # type: ignore[misc]
+        reader = Reader(scratch, lambda build=build: build.engine, Config, console, "kiln repro")  # type: ignore[misc]
         (image,) = reader.read(build.images[place]["reference"])
         sides.append(replace(image, name=f"build {build.name}"))
     hints = Hints(tuple(build.conditions["host name"] for build in (one, other)))
@@ -260,12 +256,16 @@ def _run(
 ) -> list[dict[str, Any]]:
     """Run a kiln under its conditions and return what it built."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "KILN_"))}
-    chosen = {name: value for name, value in host_environment(conditions, clock).items() if value}
     limit = ["taskset", "-c", f"0-{conditions.processors - 1}"] if conditions.processors else []
     process = subprocess.Popen(
         [*limit, *command],
         cwd=root,
-        env={**environment, **chosen, "DOCKER_HOST": host, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **environment,
+            **host_environment(conditions, clock),
+            "DOCKER_HOST": host,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         umask=conditions.umask,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

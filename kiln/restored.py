@@ -50,6 +50,9 @@ class Given:
             )
 
 
+NOTHING_GIVEN = Given({}, frozenset())
+
+
 def unneeded_contexts(images: Sequence[Rendered], restored: Sequence[Node]) -> frozenset[Node]:
     """The contexts that the last of ``images`` is built without, where ``restored`` stand in for their stages."""
     reached = read_graph(images).reached(restored)

@@ -68,18 +68,6 @@ def read_graph(images: Sequence[Rendered]) -> Graph:
     return Graph((last, last), uses)
 
 
-def out_order(dockerfile: str) -> list[str]:
-    """The instructions of the last stage that lay down a layer, in order: the stage whose ``/out`` is copied, or "" for anything else."""
-    last: list[str] = []
-    for words in _instructions(dockerfile):
-        if words[0] == "FROM":
-            last = []
-        elif words[0] in ("ADD", "COPY", "RUN"):
-            stage = next((word.removeprefix("--from=") for word in words if word.startswith("--from=")), "")
-            last.append(stage if words[0] == "COPY" and words[-2:] == [OUT, "/"] else "")
-    return last
-
-
 def _stages(dockerfile: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     name, used = "", list[tuple[str, str]]()
     for words in _instructions(dockerfile):

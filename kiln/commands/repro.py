@@ -48,13 +48,12 @@ def repro(
              kiln repro cpu --across forky
              kiln repro dsv4-mhc --rehearse .kiln/standins
     """
-    from kiln.conditions import Varied
     from kiln.diffreport import report
     from kiln.layernames import layer_names
     from kiln.repro import Asked, builds, compared, differences
     from kiln.session import Choice
 
-    varied = Varied()
+    missing: dict[str, str] = {}
     words = tuple(word for one in sets for word in ("--set", one)) + tuple(
         word for one in allow for word in ("--allow-advisory", one)
     )
@@ -79,12 +78,12 @@ def repro(
         if standins is None:
             context.session.require_resolved(pins, lock)
             context.session.fetch(pins, lock)
-        with builds(context.workspace, Asked(stack, words, standins), context.console, suite, varied) as outcomes:
-            lines += _conditions(outcomes) + [f"not varied here: {what}: {why}" for what, why in varied.missing.items()]
+        with builds(context.workspace, Asked(stack, words, standins), context.console, suite, missing) as outcomes:
+            lines += _conditions(outcomes) + [f"not varied here: {what}: {why}" for what, why in missing.items()]
             found = compared(outcomes, images, lock, look)
             data |= {
-                "builds": [{key: value for key, value in asdict(one).items() if key != "host"} for one in outcomes],
-                "not_varied": varied.missing,
+                "builds": [{key: value for key, value in asdict(one).items() if key != "engine"} for one in outcomes],
+                "not_varied": missing,
                 "images": [image.data() for image in found],
             }
     for image in found:

@@ -14,9 +14,12 @@ from kiln.conditions import FIRST, SECOND, copy_checkout, host_environment, writ
 from kiln.diff import Diff, LayerDifference, Side
 from kiln.diffkinds import Finding, Kind
 from kiln.difflayer import FileDifference
+from kiln.engine import Engine
 from kiln.lockfile import Lock
 from kiln.render import Rendered
 from kiln.repro import Asked, Outcome, compared
+
+ENGINE = Engine("unix:///nowhere", "26", "1.45", private=True)
 
 
 def outcome(rendered: Rendered, name: str, builder: str, digest: str, **layers: str) -> Outcome:
@@ -28,7 +31,7 @@ def outcome(rendered: Rendered, name: str, builder: str, digest: str, **layers: 
             for component in rendered.image.components
         ],
     }
-    return Outcome(name, builder, FIRST.described(), (record,), 1.0, "unix:///nowhere")
+    return Outcome(name, builder, FIRST.described(), (record,), 1.0, ENGINE)
 
 
 def differing(component: str, *kinds: Kind, hidden: int = 0) -> Diff:
