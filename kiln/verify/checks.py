@@ -55,7 +55,7 @@ class Subject:
         """What a container shares with the others: writable folders by their places, and the variables that say so.
 
         Python's bytecode, which the image has not (its four processes take 26 s to compile it, on 2 cores), and on a CPU what vLLM found out about
-        its model classes. No compiled kernel and no graph: those are evidence of the path that a server took.
+        its model classes: it starts a process for that. Both are kept for this digest alone (see ``run.bytecode``). No compiled kernel and no graph: those are evidence of the path that a server took.
         """
         if not self.caches:
             return {}, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -25,7 +26,7 @@ from kiln.model import Model, given_model, tiny_model
 from kiln.pins import Pins
 from kiln.records import Built
 from kiln.render import Rendered
-from kiln.store import Store
+from kiln.store import Store, write_whole
 from kiln.verify.checks import Subject, run_checks
 from kiln.verify.gates import gate_checks
 from kiln.verify.generate import generate_checks, unserved_checks
@@ -76,7 +77,7 @@ def verify(
         subject = replace(
             subject_of(workspace, pins, lock, rendered, stack, built, engine, client),
             image=image,
-            caches=opened.enter_context(store.scratch()),
+            caches=bytecode(workspace, built),
         )
         lacking = lacking_here(image.needs, pins.archs)
         if found and not lacking:
@@ -114,6 +115,19 @@ def verify(
     versions = {unit.name: unit.version for one in [*below(rendered, stack), rendered] for unit in one.units}
     report = make_report(subject, results, versions, identity, began, scope, found)
     return Verified(report, write_report(workspace, report))
+
+
+def bytecode(workspace: Workspace, built: Built) -> Path:
+    """The folder where Python keeps what it compiled of this image's modules, from one verification of it to the next.
+
+    Python knows a module by its time and size, and every file of an image has one time: another digest begins anew.
+    """
+    folder = workspace.state / "bytecode" / built.image
+    note = folder / "digest"
+    if not note.is_file() or note.read_text(encoding="utf-8") != built.digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_whole(note, built.digest)
+    return folder
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from kiln.verify.checks import Check, Outcome, Result, Subject, differing, faile
 from kiln.verify.generate import agree, answers, generate_checks, known, path, rocm_path
 from kiln.verify.report import good_report, judge, make_report, table, write_report
 from kiln.verify.required import required_checks
+from kiln.verify.run import bytecode
 from kiln.verify.serve import LOG_LIMIT, Served
 from kiln.workspace import Workspace
 
@@ -421,6 +422,15 @@ def test_a_damaged_report_is_none(toy: Workspace, subject: Subject, text: str) -
     file = write_report(toy, report_of(subject, "pass"))
     file.write_text(text)
     assert good_report(toy, DIGEST, subject.lock.sha256, ["check.0"]) is None
+
+
+def test_bytecode_is_kept_for_one_digest_alone(toy: Workspace, subject: Subject) -> None:
+    built = subject.built
+    (bytecode(toy, built) / "of").write_text("one")
+    assert (bytecode(toy, built) / "of").read_text() == "one"
+    other = replace(built, digest="sha256:" + "0" * 64)
+    assert not (bytecode(toy, other) / "of").exists()
+    assert not (bytecode(toy, built) / "of").exists()
 
 
 def test_differences_are_told_a_line_each() -> None:
