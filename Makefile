@@ -12,7 +12,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus engine-down tools dev chromium registry test test-fast lint clean
+.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus publish pull engine-down tools dev chromium registry faults test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,12 @@ corpus: dev ## seeded defects in images, wheels, logs, servers and operators, ea
 bench: dev ## how long Kiln takes beside what one would do by hand (minutes to an hour); FIGURES=names, RUNS=5
 	@$(DEVPYTHON) -m tests.bench $(if $(RUNS),--runs $(RUNS)) $(FIGURES)
 
+publish: tools ## push, sign and attest the images of STACK: TO=host/name KEY=cosign.key TAGS="latest nightly" REPORTS="file …"
+	@$(KILN) publish $(STACK) $(SETS) $(if $(TO),--to $(TO)) $(if $(KEY),--key $(KEY)) $(TAGS:%=--tag %) $(REPORTS:%=--report %)
+
+pull: tools ## pull the release of STACK that has the pins, once its signature and attestations were looked at; AITER= chooses
+	@$(KILN) pull $(STACK) $(SETS) $(if $(VERIFY_KEY),--verify-key $(VERIFY_KEY))
+
 engine-down: tools ## stop the private container engine, if kiln started one
 	@$(KILN) engine down
 
@@ -80,6 +86,9 @@ chromium: ## what the tests of the report's page need: Debian's chromium
 
 registry: ## what the tests of the component cache need: Debian's docker-registry, as a program alone
 	@ci/need-registry
+
+faults: dev registry ## break what is fetched, pushed and pulled on its way, and look that nothing wrong stays: a sample, or all of it with FULL=1
+	@FULL=$(FULL) $(PYTEST) -q tests/integration/release/test_faults.py
 
 test: dev lint chromium registry ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end
 	@$(PYTEST) --durations=5 tests

@@ -65,7 +65,7 @@ def read_config(workspace: Workspace, environ: Mapping[str, str] | None = None) 
         raise UsageError(f"KILN_CONFIG names {named}, which is not a file", fix=f"correct or unset it; see {_MANUAL}")
     read = _read_file(path, workspace.shown(path)) if path.is_file() else Config()
     mirrors, cache = dict(read.mirrors), environ.get("KILN_CACHE")
-    if cache and (wrong := _no_repository(cache)):
+    if cache and (wrong := no_repository(cache)):
         raise UsageError(f"KILN_CACHE names {cache!r}, which {wrong}", fix=f"correct or unset it; see {_CACHE_MANUAL}")
     mirrors |= _from_environment(environ.get("KILN_MIRRORS", ""), path.parent)
     return Config(
@@ -97,7 +97,7 @@ def _read_file(path: Path, shown: str) -> Config:
                 problems.add(f"apt-sources.{suite}", "is empty; give the path of a deb822 sources file")
             apt_sources[suite] = str(_absolute(source, path.parent))
         cached = table.table("cache", required=False)
-        cache = cached.text("registry", "", check=_no_repository)
+        cache = cached.text("registry", "", check=no_repository)
         push = cached.flag("push")
         if push and not cache:
             problems.add("cache.push", "there is no registry to push to; give cache.registry")
@@ -109,7 +109,7 @@ def _read_file(path: Path, shown: str) -> Config:
     return Config(tuple(mirrors.items()), tuple(apt_sources.items()), cache, push)
 
 
-def _no_repository(text: str) -> str | None:
+def no_repository(text: str) -> str | None:
     """What is wrong with the address of a repository, or None."""
     if re.fullmatch(r"[\w.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+", text):
         return None

@@ -234,6 +234,51 @@ class DifferentError(KilnError):
     hint = "docs/diff.md says what each kind of difference usually comes of"
 
 
+class ReleaseRecordError(KilnError):
+    """The file of releases is not one that Kiln wrote, or says something else of an image than what was signed with it."""
+
+    exit_code = 70
+
+
+class SignatureError(KilnError):
+    """An image has no signature of the key that was asked for."""
+
+    exit_code = 71
+    hint = "do not run it. Was it published with another key, or did somebody else write to the registry?"
+
+
+class AttestationError(KilnError):
+    """What is signed beside an image (SBOM, provenance, verification report) is missing, or speaks of another image."""
+
+    exit_code = 72
+    hint = "do not run it. Publish it anew if it is yours"
+
+
+class TagTakenError(KilnError):
+    """A tag that never moves points to another image already."""
+
+    exit_code = 73
+
+
+class BeingPublishedError(KilnError):
+    """Somebody else publishes to the same repository at this moment."""
+
+    exit_code = 74
+    hint = "run the same command again when they are done"
+
+
+class NotReleasableError(KilnError):
+    """An image did not pass what the tag stands for, so the tag was not moved."""
+
+    exit_code = 75
+
+
+class NotPublishedError(KilnError):
+    """No release has these pins."""
+
+    exit_code = 76
+
+
 class InterruptedByUserError(KilnError):
     """Stopped by Ctrl-C or a termination signal."""
 

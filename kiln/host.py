@@ -47,6 +47,31 @@ def ensure_docker(state: Path, console: Console) -> None:
         apt.install([f"{package}/{ENGINE_SUITE}" for package in ENGINE_PACKAGES])
 
 
+def ensure_cosign(state: Path, console: Console) -> Path:
+    """Where cosign is: on the PATH, or Debian's, unpacked below ``state`` with nothing installed. Raises HostError, FetchError, ResolveError."""
+    if found := shutil.which("cosign"):
+        return Path(found)
+    root = state / "tools" / f"cosign-{ENGINE_SUITE}"
+    program = root / "usr" / "bin" / "cosign"
+    if not program.is_file():
+        from kiln.apt import Apt, debian_codename
+
+        codename = debian_codename()
+        if codename is None or not shutil.which("apt-get"):
+            raise HostError(
+                "cosign is not on this machine",
+                why="It signs what is published, and checks signatures. Kiln unpacks it by itself only on Debian.",
+                fix="install cosign 2 with your system's package manager, then run the same command again",
+            )
+        console.step(f"unpacking Debian {ENGINE_SUITE}'s cosign into {root}; nothing is installed")
+        apt = Apt(state / "apt" / f"tools-{ENGINE_SUITE}", ENGINE_SUITE, "amd64", base_suite=codename)
+        apt.prefer_base()
+        apt.update()
+        # One Go program: it needs the C library alone, which every machine has.
+        apt.unpack([deb for deb in apt.resolve(["cosign"]) if deb.name == "cosign"], root)
+    return program
+
+
 def has_docker_programs() -> bool:
     """Whether dockerd, the docker client and a buildx plugin are installed."""
     return all(shutil.which(name) for name in ("dockerd", "docker")) and buildx_plugin() is not None

@@ -19,7 +19,7 @@ from kiln.render import LABEL
 PULL_SECONDS = 2 * 3600
 ASK_SECONDS = 60
 # distribution's grammar of references, as far as it tells one part from another: [host[:port]/]name[:tag][@digest].
-_REFERENCE = re.compile(
+REFERENCE = re.compile(
     r"(?P<name>(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -83,7 +83,7 @@ def in_engine(engine: Engine, config: Config, text: str, console: Console, *, co
     ``command`` is what the messages tell to type. Raises UsageError for what is no reference and for a tag of a registry (with the digest that it points
     to), UpstreamError where no registry has it.
     """
-    found = _REFERENCE.fullmatch(text)
+    found = REFERENCE.fullmatch(text)
     if not found and not _DIGEST.fullmatch(text):
         raise UsageError(
             f"{text!r} is no stack and no image",

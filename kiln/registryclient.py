@@ -155,6 +155,11 @@ class Repository:
         )
         return manifest.digest
 
+    def remove(self, tag: str) -> bool:
+        """Take a tag away, and nothing that it points to; whether this registry does such a thing."""
+        answer = self._ask("DELETE", f"{self.url}/manifests/{tag}", known=(202, 400, 404, 405, 501))
+        return answer.status_code == 202
+
     def has_blob(self, digest: str) -> bool:
         """Whether the registry says that it has this blob."""
         return self._ask("HEAD", f"{self.url}/blobs/{digest}", known=(200, 404)).status_code == 200

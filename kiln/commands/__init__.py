@@ -20,6 +20,7 @@ MODULES = {
     "diff": ("diff",),
     "repro": ("repro",),
     "cache": ("cache",),
+    "release": ("publish", "pull"),
     "host": ("engine", "exit-codes"),
 }
 

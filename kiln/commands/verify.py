@@ -90,7 +90,7 @@ def verify(
         if target in context.workspace.stacks():
             if as_:
                 raise UsageError(f"{target} is a stack, and --as goes with an image", fix="leave --as out")
-            ready = _of_stack(context, target, Choice(sets, allow, model))
+            ready = of_stack(context, target, Choice(sets, allow, model))
             images = ready.rendered
         else:
             context, ready, images = _of_image(context, target, as_, Choice(sets, allow, model))
@@ -101,7 +101,7 @@ def verify(
     show_reports(context, reports, require)
 
 
-def _of_stack(context: Context, stack: str, choice: Choice) -> BuiltStack:
+def of_stack(context: Context, stack: str, choice: Choice) -> BuiltStack:
     """The images of a stack that were built here. Raises EngineError where one was not."""
     from kiln.build import known_build
     from kiln.session import BuiltStack

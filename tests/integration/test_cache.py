@@ -6,18 +6,15 @@ import hashlib
 import io
 import json
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import zstandard
 
 from kiln.cacheentry import COMPONENT, KEY, component_entry
@@ -28,25 +25,16 @@ from kiln.pins import read_pins
 from kiln.records import Layer
 from kiln.registryclient import MANIFEST, Manifest, Repository
 from kiln.workspace import Workspace
-from tests.integration.conftest import REPOSITORY, Project, Ran
+from tests.integration.conftest import Project, Ran
+from tests.integration.registry import Registry as RealRegistry
+from tests.integration.registry import free_port
 
 pytestmark = pytest.mark.engine
 
-CONFIG = """
-version: 0.1
-log: {{level: warn}}
-storage: {{filesystem: {{rootdirectory: {folder}}}, cache: {{}}}}
-http: {{addr: "127.0.0.1:{port}"}}
-"""
-
 
 @dataclass
-class Registry:
-    """A registry that runs, its folder, and the repository in it that is the cache."""
-
-    folder: Path
-    host: str
-    process: subprocess.Popen[bytes] | None = None
+class Registry(RealRegistry):
+    """The registry, and the repository in it that is the cache."""
 
     @property
     def place(self) -> str:
@@ -55,32 +43,6 @@ class Registry:
     @property
     def repository(self) -> Repository:
         return Repository(self.place)
-
-    def blob_file(self, digest: str) -> Path:
-        sha256 = digest.removeprefix("sha256:")
-        return self.folder / "docker/registry/v2/blobs/sha256" / sha256[:2] / sha256 / "data"
-
-    def start(self) -> None:
-        program = shutil.which("docker-registry") or shutil.which(REPOSITORY / ".kiln" / "tools" / "docker-registry")
-        assert program, "there is no docker-registry; get one: make registry"
-        configuration = self.folder.with_suffix(".yml")
-        configuration.write_text(CONFIG.format(folder=self.folder, port=self.host.rpartition(":")[2]))
-        with self.folder.with_suffix(".log").open("ab") as log:
-            self.process = subprocess.Popen([program, "serve", configuration], stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                if requests.get(f"http://{self.host}/v2/", timeout=5).ok:
-                    return
-            except requests.ConnectionError:
-                time.sleep(0.05)
-        pytest.fail(self.folder.with_suffix(".log").read_text())
-
-    def stop(self) -> None:
-        if self.process:
-            self.process.terminate()
-            self.process.wait(timeout=20)
-            self.process = None
 
     def entry(self, component: str) -> tuple[str, dict[str, Any]]:
         """The tag of the one entry of a component, and its manifest."""
@@ -95,12 +57,6 @@ class Registry:
         for tag in self.repository.tags():
             if tag.startswith("toy-"):
                 shutil.rmtree(self.folder / "docker/registry/v2/repositories/team/cache/_manifests/tags" / tag)
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 @dataclass(frozen=True)

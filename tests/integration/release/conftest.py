@@ -1,0 +1,127 @@
+"""A project that was published to a real registry, copied for every test; and a machine that has nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kiln.console import Console
+from kiln.cosign import Cosign
+from kiln.engine import PrivateEngine
+from kiln.host import ensure_cosign
+from kiln.registryclient import Repository
+from kiln.releases import read_releases
+from kiln.workspace import Workspace
+from tests.integration.conftest import REPOSITORY, Project, Ran, model_folder
+from tests.integration.registry import Registry, registry_in
+
+
+@dataclass(frozen=True)
+class Home:
+    """A project whose image was built, verified and published once, and the folder of the registry that it went to."""
+
+    project: Project
+    report: Path
+    keys: Path
+    registry: Path
+    tag: str
+    digest: str
+
+
+@pytest.fixture(scope="module")
+def cosign() -> Cosign:
+    return Cosign(ensure_cosign(REPOSITORY / ".kiln", Console(quiet=True)))
+
+
+@pytest.fixture(scope="module")
+def home(base_project: Project, cosign: Cosign, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Built, verified, published: what the tests then copy."""
+    folder = tmp_path_factory.mktemp("published")
+    root = folder / "toy"
+    shutil.copytree(base_project.root, root, symlinks=True, ignore=shutil.ignore_patterns("engine"))
+    project = Project(root, root / "state", base_project.host)
+    verified = project.kiln("--json", "verify", "toy", "--model", str(model_folder(folder / "model")))
+    assert verified.code == 0, verified.err
+    report = folder / "report.json"
+    report.write_text(json.dumps(json.loads(verified.out)[0]))
+    keys = make_keys(cosign, folder / "keys")
+    with registry_in(folder / "registry") as registry:
+        done = publish(project, registry.host, report, keys)
+        assert done.code == 0, done.err
+        (release,) = json.loads(done.out)["releases"]
+    return Home(project, report, keys, registry.folder, release["tag"], release["digest"])
+
+
+def make_keys(cosign: Cosign, folder: Path) -> Path:
+    folder.mkdir()
+    subprocess.run(
+        [cosign.program, "generate-key-pair"], cwd=folder, check=True, capture_output=True, env={"COSIGN_PASSWORD": ""}
+    )
+    return folder
+
+
+def publish(project: Project, host: str, report: Path, keys: Path, *more: str) -> Ran:
+    words = ("--to", f"{host}/kiln", "--key", str(keys / "cosign.key"), "--report", str(report), *more)
+    return project.kiln("--json", "publish", "toy", *words)
+
+
+@pytest.fixture
+def registry(home: Home, tmp_path: Path) -> Iterator[Registry]:
+    """A copy of the registry of the test's own, to break."""
+    shutil.copytree(home.registry, tmp_path / "registry")
+    with registry_in(tmp_path / "registry") as made:
+        yield made
+
+
+@pytest.fixture
+def publisher(home: Home, registry: Registry, tmp_path: Path) -> Project:
+    """The project as it published, with a record that names this test's registry."""
+    shutil.copytree(home.project.root, tmp_path / "toy", symlinks=True)
+    project = Project(tmp_path / "toy", tmp_path / "toy" / "state", home.project.host)
+    point_record(project, registry)
+    return project
+
+
+def point_record(project: Project, registry: Registry) -> None:
+    path = project.root / "releases" / "toy.toml"
+    (known,) = read_releases(Workspace(project.root, project.state), "toy")
+    path.write_text(path.read_text().replace(known.repository, f"{registry.host}/kiln/toy"))
+
+
+@pytest.fixture
+def machine(publisher: Project) -> Iterator[Project]:
+    """The checkout on a machine that has nothing: an engine of its own and an empty state folder."""
+    # The sockets below it must stay short.
+    state = Path(tempfile.mkdtemp(prefix="kiln-"))
+    shutil.rmtree(publisher.state)
+    project = Project(publisher.root, state, PrivateEngine(state).host)
+    # The program is shared: it is no part of what is tested here.
+    if (tools := REPOSITORY / ".kiln" / "tools").is_dir():
+        (state / "tools").symlink_to(tools)
+    started = project.kiln("engine", "up")
+    assert started.code == 0, started.err
+    try:
+        yield project
+    finally:
+        assert project.kiln("engine", "down").code == 0
+        (state / "tools").unlink(missing_ok=True)
+        shutil.rmtree(state)
+
+
+def repository(registry: Registry) -> Repository:
+    return Repository(f"{registry.host}/kiln/toy")
+
+
+def no_image(machine: Project) -> bool:
+    listed: Any = subprocess.run(
+        ["docker", "image", "ls", "--quiet"], env=machine.environment, capture_output=True, text=True, check=True
+    )
+    return not listed.stdout.strip()
