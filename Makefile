@@ -12,7 +12,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus publish pull engine-down tools dev chromium registry faults test test-fast lint clean
+.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus publish pull engine-down tools dev chromium registry faults fuzz test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -89,6 +89,9 @@ registry: ## what the tests of the component cache need: Debian's docker-registr
 
 faults: dev registry ## break what is fetched, pushed and pulled on its way, and look that nothing wrong stays: a sample, or all of it with FULL=1
 	@FULL=$(FULL) $(PYTEST) -q tests/integration/release/test_faults.py
+
+fuzz: dev ## feed every reader with damaged documents, RUNS=100000 of them: none may end in a traceback
+	@$(DEVPYTHON) -m tests.fuzz $(if $(RUNS),--runs $(RUNS))
 
 test: dev lint chromium registry ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end
 	@$(PYTEST) --durations=5 tests

@@ -85,7 +85,7 @@ def read_layer(where: str, component: str, descriptor: dict[str, Any], config: b
     """The layer of an entry, with what its configuration says is in it. Raises CacheEntryError."""
     try:
         (diff_id,) = json.loads(config)["rootfs"]["diff_ids"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheEntryError(f"the cache entry {where} has no readable configuration", why=str(error)) from error
     if not isinstance(diff_id, str) or not _DIGEST.fullmatch(diff_id):
         raise CacheEntryError(f"the cache entry {where} has no readable configuration", why=f"diff_id {diff_id!r}")
@@ -104,7 +104,7 @@ def require_image(where: str, config: bytes, labels: tuple[tuple[str, str], ...]
     try:
         said = json.loads(config)["config"]["Labels"]
         wrong = [name for name, value in labels if said.get(name) != value]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheEntryError(f"the cached image {where} has no readable configuration", why=str(error)) from error
     if wrong:
         shown = "\n".join(f"{name}: expected {dict(labels)[name]!r}, got {said.get(name)!r}" for name in wrong[:5])

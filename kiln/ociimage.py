@@ -157,7 +157,7 @@ def _chosen(blobs: Blobs, name: str, index: dict[str, Any], wanted: str) -> dict
     entries = [_entry(one, f"the index of {name}") for one in (listed if isinstance(listed, list) else [])]
     entries = [one for one in entries if wanted in ("", one["digest"])] or entries
     # An attestation says that its platform is unknown.
-    images = {one["digest"]: one for one in entries if (one.get("platform") or {}).get("os") != "unknown"}
+    images = {one["digest"]: one for one in entries if _table(one, "platform").get("os") != "unknown"}
     if not images:
         raise UsageError(f"{name} holds no image")
     if len(images) > 1:
@@ -173,11 +173,16 @@ def _chosen(blobs: Blobs, name: str, index: dict[str, Any], wanted: str) -> dict
 
 
 def _platform(entry: dict[str, Any]) -> str:
-    platform = entry.get("platform") or {}
-    annotations = entry.get("annotations") or {}
+    platform, annotations = _table(entry, "platform"), _table(entry, "annotations")
     return "/".join(str(platform[key]) for key in ("os", "architecture", "variant") if key in platform) or str(
         annotations.get("io.containerd.image.name", "no platform")
     )
+
+
+def _table(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    """The table at ``key`` of a descriptor; an empty one where something else or nothing is there."""
+    found = entry.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _entry(found: Any, what: str) -> dict[str, Any]:
@@ -210,15 +215,24 @@ def _document(data: bytes, what: str) -> dict[str, Any]:
 def _layers(manifest: dict[str, Any], config: dict[str, Any], name: str) -> tuple[Layer, ...]:
     listed = manifest.get("layers")
     entries = [_entry(one, f"the manifest of {name}") for one in (listed if isinstance(listed, list) else [])]
-    diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
+    rootfs = config.get("rootfs")
+    named = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    diff_ids = named if isinstance(named, list) else []
     if len(diff_ids) != len(entries):
         raise ImageDamagedError(
             f"{name} has {len(entries)} layers in its manifest and {len(diff_ids)} in its configuration"
         )
     return tuple(
-        Layer(one["digest"], int(one.get("size", 0)), str(one.get("mediaType", "")), str(diff_id))
+        Layer(one["digest"], _size(one), str(one.get("mediaType", "")), str(diff_id))
         for one, diff_id in zip(entries, diff_ids, strict=True)
     )
+
+
+def _size(entry: dict[str, Any]) -> int:
+    size = entry.get("size", 0)
+    if not isinstance(size, int) or size < 0:
+        raise ImageDamagedError(f"the layer {entry['digest'][:80]} has no size that a layer can have: {size!r}"[:200])
+    return size
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,10 @@ class Manifest:
     @property
     def table(self) -> dict[str, Any]:
         """What it says. Raises ValueError where it is no JSON table."""
-        found = json.loads(self.data)
+        try:
+            found = json.loads(self.data)
+        except RecursionError as error:
+            raise ValueError("a manifest is a table, and this is nested without end") from error
         if not isinstance(found, dict):
             raise ValueError(f"a manifest is a table, and this is a {type(found).__name__}")
         return found

@@ -141,6 +141,7 @@ def read_table(path: Path, shown: str, problems: Problems) -> Table:
         data = tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
         raise PinsError(f"{shown} does not exist", fix="see docs/pins.md for what it must hold") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # Not TOML, not text, a number of thousands of digits, or brackets within brackets without end.
+    except (ValueError, RecursionError) as error:
         raise PinsError(f"{shown} is not TOML", why=str(error), fix=f"edit {shown}") from error
     return Table(data, "", problems)

@@ -78,7 +78,19 @@ def resolve(pins: Pins, requirements: Sequence[str], indexes: Sequence[str] = ()
             why=_pip_errors(done),
             fix="correct the pins, or the index that pip is configured for (`pip config list`)",
         )
-    return {item.name: item for item in map(_resolved, json.loads(done.output)["install"])}
+    return resolved(done.output)
+
+
+def resolved(report: str) -> dict[str, Resolved]:
+    """What pip's report (``pip install --report``) says it chose, by canonical name. Raises ResolveError where it is no such report."""
+    try:
+        return {item.name: item for item in map(_resolved, json.loads(report)["install"])}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ResolveError(
+            "what pip chose cannot be read",
+            why=repr(error),
+            fix="see whether another pip is configured, or a broken index",
+        ) from error
 
 
 def _resolved(item: Mapping[str, Any]) -> Resolved:
