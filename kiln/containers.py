@@ -86,6 +86,8 @@ def container(
         environment=dict(env or {}),
         mounts=binds,
         network_mode="none",
+        # What docker's configuration says of proxies would become variables of every container.
+        use_config_proxy=False,
         mem_limit=memory,
         memswap_limit=memory,
         pids_limit=4096,

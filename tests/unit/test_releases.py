@@ -178,8 +178,11 @@ def test_a_gpu_image_is_released_only_with_what_ran_on_one(rendered: Rendered) -
 
 
 def test_the_version_tag_is_the_leads_version_and_the_build_key(rendered: Rendered, toy_pins: Pins) -> None:
-    assert version_tag(toy_pins, rendered).endswith(f"-{rendered.key[:16]}")
-    assert version_tag(toy_pins, rendered).startswith("v")
+    assert version_tag(toy_pins, rendered) == f"toy-{rendered.key[:16]}"
+    for version, tag in (("0.32.0", "v0.32.0"), ("v0.1.14", "v0.1.14"), ("1.0+cpu", "v1.0-cpu")):
+        one = replace(rendered, units=(replace(rendered.units[0], name="vllm", version=version),))
+        pins = replace(toy_pins, components=())
+        assert version_tag(pins, one) == f"{tag}-{rendered.key[:16]}"
 
 
 @pytest.fixture

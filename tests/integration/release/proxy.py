@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,6 +62,14 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: Proxy
 
+    def handle(self) -> None:
+        """As its base has it; but who begins with TLS is told at once that this is none, as Go's servers tell, for engines then go on in plain HTTP."""
+        if self.connection.recv(1, socket.MSG_PEEK) == b"\x16":
+            self.connection.recv(1 << 16)
+            self.connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\nno TLS here")
+            return
+        super().handle()
+
     def handle_any(self) -> None:
         """Answer one request: through to the real server and back, or broken on the way."""
         # A body that came is taken in any case: the connection goes on.
@@ -99,20 +107,18 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _forward(self, body: bytes, fault: Fault | None) -> None:
-        there = HTTPConnection(self.proxy.target, timeout=60)
         headers = {key: value for key, value in self.headers.items() if key.lower() not in _HOP}
         headers.pop("Content-Length", None)
-        there.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
-        answer = there.getresponse()
-        # A HEAD's length is of what it does not send.
-        data = answer.read()
-        sent = self._headers(answer)
+        with closing(HTTPConnection(self.proxy.target, timeout=60)) as there:
+            there.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
+            answer = there.getresponse()
+            # A HEAD's length is of what it does not send.
+            data, sent = answer.read(), self._headers(answer)
         if fault == "wrong-digest-header":
             sent["Docker-Content-Digest"] = "sha256:" + "0" * 64
         if fault == "wrong-bytes" and data:
             data = bytes([data[0] ^ 0xFF]) + data[1:]
         self._send(answer.status, sent, data, cut=fault == "truncated")
-        there.close()
 
     def _headers(self, answer: HTTPResponse) -> dict[str, str]:
         found = {key: value for key, value in answer.getheaders() if key.lower() not in _HOP}
