@@ -22,6 +22,7 @@ MODULES = {
     "cache": ("cache",),
     "host": ("engine", "exit-codes"),
     "housekeeping": ("gc",),
+    "bundle": ("bundle", "unbundle"),
 }
 
 
