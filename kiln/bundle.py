@@ -133,7 +133,8 @@ def write_bundle(index: Index, store: Store, out: Path, console: Console) -> Bun
     for member in index.members:
         if not store.has(member.sha256, member.size):
             raise FetchError(f"{member.label} is not in the store", fix=f"fetch it first: kiln fetch {index.stack}")
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    # One name for all runs: what a killed one left is written over.
+    beside = out.with_name(f".{out.name}.part")
     whole = hashlib.sha256()
     meter = Meter(console, "bundled", len(index.members), size)
     try:

@@ -355,6 +355,13 @@ def test_a_missing_or_damaged_file_makes_no_bundle(site: Site, tmp_path: Path) -
         assert site.index
 
 
+def test_what_a_killed_run_left_beside_is_written_over(site: Site, tmp_path: Path) -> None:
+    left = tmp_path / ".out.tar.part"
+    left.write_bytes(b"half" * 1_000_000)
+    assert site.bundle(tmp_path / "out.tar") == site.bundle(tmp_path / "again.tar")
+    assert not left.exists()
+
+
 def test_where_there_is_no_room_nothing_is_written(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = site.bundle(tmp_path / "out.tar")
     monkeypatch.setattr(kiln.room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
