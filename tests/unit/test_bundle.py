@@ -362,6 +362,31 @@ def test_what_a_killed_run_left_beside_is_written_over(site: Site, tmp_path: Pat
     assert not left.exists()
 
 
+def test_a_bundle_that_is_killed_while_it_is_written_is_none_and_the_next_is_whole(site: Site, tmp_path: Path) -> None:
+    whole, out = site.bundle(tmp_path / "whole.tar"), tmp_path / "out.tar"
+    words = [
+        "--root",
+        str(site.workspace.root),
+        "--state",
+        str(site.workspace.state),
+        "bundle",
+        "toy",
+        "--out",
+        str(out),
+    ]
+    command = [sys.executable, "-m", "kiln", "--quiet", *words]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
+    part, deadline = tmp_path / ".out.tar.part", time.monotonic() + 60
+    while not part.exists() and process.poll() is None and time.monotonic() < deadline:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists() or out.read_bytes() == whole
+    assert subprocess.run(command, cwd=PROJECT, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert out.read_bytes() == whole
+    assert not part.exists()
+
+
 def test_where_there_is_no_room_nothing_is_written(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = site.bundle(tmp_path / "out.tar")
     monkeypatch.setattr(kiln.room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
