@@ -2,8 +2,6 @@
 STACK ?= dsv4-mhc
 MODEL ?=
 DATA ?=
-OUT ?=
-FILE ?=
 PYTHON ?= python3
 
 KILN = .kiln/venv/bin/kiln
@@ -14,7 +12,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus gc bundle unbundle engine-down tools dev chromium registry test test-fast lint clean
+.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus engine-down tools dev chromium registry test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +63,7 @@ corpus: dev ## seeded defects in images, wheels, logs, servers and operators, ea
 bench: dev ## how long Kiln takes beside what one would do by hand (minutes to an hour); FIGURES=names, RUNS=5
 	@$(DEVPYTHON) -m tests.bench $(if $(RUNS),--runs $(RUNS)) $(FIGURES)
 
+.PHONY: gc bundle unbundle
 gc: tools ## remove what no lock, release or current build names, after showing it; ENGINE=1 the engine's too, YES=1 without asking
 	@$(KILN) gc $(if $(ENGINE),--engine) $(if $(YES),--yes)
 

@@ -17,12 +17,12 @@ MODULES = {
     "images": ("render", "sbom", "plan", "build", "image", "rehearse"),
     "verify": ("verify",),
     "reports": ("report",),
+    "housekeeping": ("gc",),
+    "bundle": ("bundle", "unbundle"),
     "diff": ("diff",),
     "repro": ("repro",),
     "cache": ("cache",),
     "host": ("engine", "exit-codes"),
-    "housekeeping": ("gc",),
-    "bundle": ("bundle", "unbundle"),
 }
 
 
