@@ -45,9 +45,10 @@ GIT = Git("app", "https://example.invalid/app", "v1", "1" * 40, "2" * 40)
 
 
 def blob(store: Store, data: bytes) -> tuple[str, int]:
-    with store.scratch() as folder:
-        (folder / "blob").write_bytes(data)
-        return store.add_made(folder / "blob"), len(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    store.path(sha256).parent.mkdir(parents=True, exist_ok=True)
+    store.path(sha256).write_bytes(data)
+    return sha256, len(data)
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,8 @@ DIGEST, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 def blob(store: Store, data: bytes) -> str:
     """A blob in the store, by its sha256."""
     sha256 = hashlib.sha256(data).hexdigest()
-    with store.scratch() as folder:
-        (folder / "blob").write_bytes(data)
-        store.add(folder / "blob", sha256=sha256, size=len(data), label="blob", origin="the test")
+    store.path(sha256).parent.mkdir(parents=True, exist_ok=True)
+    store.path(sha256).write_bytes(data)
     return sha256
 
 
@@ -339,13 +338,30 @@ def test_what_cannot_be_removed_is_named(
     assert gc(built, "--yes") == 0
 
 
-def command(workspace: Workspace) -> subprocess.Popen[str]:
-    words = ["--root", str(workspace.root), "--state", str(workspace.state), "gc", "--yes"]
+@pytest.mark.parametrize(("answer", "removes"), [("n", False), ("", False), ("y", True)])
+def test_at_a_terminal_it_shows_and_asks(built: Workspace, answer: str, removes: bool) -> None:
+    leader, terminal = os.openpty()
+    process = command(built, stdin=terminal, more=())
+    os.close(terminal)
+    os.write(leader, f"{answer}\n".encode())
+    out, err = process.communicate(timeout=60)
+    os.close(leader)
+    assert process.returncode == 0
+    assert "stored files" in err
+    assert "remove all of it? [y/N]" in err
+    assert ("are free again" if removes else "nothing was removed") in out
+    assert (built.state / "contexts" / "old-0123").exists() is not removes
+
+
+def command(
+    workspace: Workspace, stdin: int = subprocess.DEVNULL, more: tuple[str, ...] = ("--yes",)
+) -> subprocess.Popen[str]:
+    words = ["--root", str(workspace.root), "--state", str(workspace.state), "gc", *more]
     project = Path(__file__).resolve().parents[2]
     return subprocess.Popen(
         [sys.executable, "-m", "kiln", *words],
         cwd=project,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
