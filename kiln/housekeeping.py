@@ -22,6 +22,7 @@ from pathlib import Path
 from kiln.console import megabytes
 from kiln.engine import PrivateEngine
 from kiln.kept import DAY, Kept, kept, old_choices, proof_stays, state_folders
+from kiln.records import read_record
 from kiln.workspace import Workspace
 
 # `kiln diff` works in the scratch folder without holding the state folder: what is younger may be in use.
@@ -57,10 +58,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Found:
-    """What may go, and what is left alone although it looks as if nobody needed it (a line each, with the reason)."""
+    """What may go, and what is left alone although it looks as if nobody needed it (a line each, with the reason); the manifest digests of images that
+    stay, and of the base images. ``unknown``: it cannot be told which images are current."""
 
     items: tuple[Item, ...]
     left_alone: tuple[str, ...]
+    digests: frozenset[str] = frozenset()
+    bases: frozenset[str] = frozenset()
+    unknown: bool = False
 
     def rows(self) -> list[Row]:
         """A row for each kind that there is. A file that has another name in something that stays frees nothing; one that has two names in what goes
@@ -100,8 +105,8 @@ def look(workspace: Workspace, days: int = 0, now: float | None = None) -> Found
     moment = time.time() if now is None else now
     items: list[Item] = []
     left_alone: list[str] = []
-    for one in state_folders(workspace):
-        names = kept(one, moment)
+    folders = {one: kept(one, moment) for one in state_folders(workspace)}
+    for one, names in folders.items():
         if names.unknown:
             left_alone.append(
                 f"what was built in {workspace.shown(one.state)}: {names.unknown}, so it cannot be told what is current"
@@ -112,7 +117,18 @@ def look(workspace: Workspace, days: int = 0, now: float | None = None) -> Found
                 left_alone.append(f"{workspace.shown(path)}: {reason}")
             elif moment - path.lstat().st_ctime >= days * DAY:
                 items.append(Item(kind, path, _files(path)))
-    return Found(tuple(items), tuple(left_alone))
+    gone = {item.path for item in items}
+    # A record that is too young to go keeps its image.
+    young = [path for one in folders for path in (one.state / "builds").glob("*.json") if path not in gone]
+    return Found(
+        tuple(items),
+        tuple(left_alone),
+        frozenset(record.digest for record in map(read_record, young) if record).union(
+            *(names.digests for names in folders.values())
+        ),
+        frozenset[str]().union(*(names.bases for names in folders.values())),
+        any(names.unknown for names in folders.values()),
+    )
 
 
 def _unnamed(workspace: Workspace, names: Kept, now: float) -> Iterator[tuple[str, Path]]:

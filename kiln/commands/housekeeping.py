@@ -43,7 +43,6 @@ def gc(context: Context, dry_run: bool, yes: bool, days: int, with_engine: bool)
     """
     from kiln.enginegc import look_in_engine, own_engine, remove_from_engine
     from kiln.housekeeping import look, remove, table
-    from kiln.kept import kept, state_folders
 
     failed: list[str] = []
     with context.working():
@@ -52,10 +51,8 @@ def gc(context: Context, dry_run: bool, yes: bool, days: int, with_engine: bool)
         lines = [table(rows)] if rows else ["nothing in the state folder is without a name"]
         left_alone = list(found.left_alone)
         engine, in_engine = (own_engine(context.workspace.state) if with_engine else None), None
-        names = [kept(one) for one in state_folders(context.workspace)] if engine else []
-        if engine and not any(one.unknown for one in names):
-            digests = {digest for one in names for digest in one.digests}
-            in_engine = look_in_engine(engine, digests, {base for one in names for base in one.bases})
+        if engine and not found.unknown:
+            in_engine = look_in_engine(engine, found.digests, found.bases)
             lines.append(in_engine.text())
         elif with_engine:
             reason = (
@@ -64,11 +61,15 @@ def gc(context: Context, dry_run: bool, yes: bool, days: int, with_engine: bool)
             left_alone.append(f"the engine: {reason}")
         lines += [f"left alone: {line}" for line in left_alone]
         something = bool(rows or (in_engine and (in_engine.images or in_engine.cache)))
-        removes = something and not dry_run and (yes or _agreed(context, lines))
+        asks = something and not dry_run and not yes and not context.as_json and sys.stdin.isatty()
+        removes = something and not dry_run and (yes or (asks and _agreed(lines)))
         if removes:
             failed = remove(found.items)
             if engine and in_engine:
                 failed += remove_from_engine(engine, in_engine, days)
+    if asks:
+        # They were shown with the question.
+        lines = []
     if something and not removes:
         lines.append("nothing was removed" + ("" if dry_run else "; remove it with: kiln gc --yes"))
     elif removes:
@@ -90,10 +91,8 @@ def gc(context: Context, dry_run: bool, yes: bool, days: int, with_engine: bool)
         )
 
 
-def _agreed(context: Context, lines: list[str]) -> bool:
-    """Whether a person at a terminal saw what would go and said yes."""
-    if context.as_json or not sys.stdin.isatty():
-        return False
+def _agreed(lines: list[str]) -> bool:
+    """Whether a person at a terminal, who is shown what would go, says yes."""
     click.echo("\n".join(lines), err=True)
     return click.confirm("remove all of it?", err=True)
 
