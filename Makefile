@@ -41,6 +41,16 @@ lock: tools ## resolve the pins of STACK anew and write the lock
 fetch: tools ## download the locked inputs of STACK
 	@$(KILN) fetch $(STACK) $(SETS)
 
+.PHONY: gc bundle unbundle
+gc: tools ## remove what no lock, release or current build names, after showing it; ENGINE=1 the engine's too, YES=1 without asking
+	@$(KILN) gc $(if $(ENGINE),--engine) $(if $(YES),--yes)
+
+bundle: tools ## all inputs of STACK in one file, for a machine without a network; OUT=FILE
+	@$(KILN) bundle $(STACK) $(if $(OUT),--out $(OUT))
+
+unbundle: tools ## take the inputs in a bundle into the store: FILE=the bundle
+	@$(KILN) unbundle $(FILE)
+
 render: tools ## write the Dockerfiles of STACK into images/
 	@$(KILN) render $(STACK)
 

@@ -153,6 +153,22 @@ class CacheEntryError(KilnError):
     hint = "find out who wrote to the cache's repository; remove the entry there, and push a right one: kiln cache push STACK"
 
 
+class BundleForeignError(KilnError):
+    """A bundle was made for another stack or another lock than those of this checkout. Nothing was stored."""
+
+    exit_code = 27
+    hint = "check out the revision that the bundle was made in, or make another here, where there is a network: kiln bundle STACK"
+
+
+class BundleInvalidError(KilnError):
+    """A file is no bundle, is cut off, or holds something else than its lock names. What is stored of it is right."""
+
+    exit_code = 28
+    hint = (
+        "copy it again and compare its sha256 with what `kiln bundle` printed; `kiln unbundle` goes on where it stopped"
+    )
+
+
 class RenderError(KilnError):
     """A template uses something that is not there, or something pinned is used nowhere."""
 

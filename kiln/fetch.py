@@ -22,9 +22,10 @@ from kiln.config import Config
 from kiln.console import Console, Meter, megabytes
 from kiln.errors import FetchError, HashMismatchError, KilnError, UpstreamError
 from kiln.git import GitCache
-from kiln.lockentries import Archive, Deb, Git, Wheel
+from kiln.lockentries import Archive, Deb, Entry, Git, Wheel
 from kiln.lockfile import Lock
 from kiln.pins import Pins
+from kiln.room import fetch_need, require_room
 from kiln.store import BLOB_TIME, Store, disk_full_is_an_error
 from kiln.wheels import download
 
@@ -54,10 +55,11 @@ def fetch(
     """Bring every input of the lock into the store. Where nothing is missing, nothing is asked of the network.
 
     Wheels whose size is 0 are being locked just now: they are taken at the size they have (see ``sizes``).
-    Raises HashMismatchError, FetchError, DiskFullError; what arrived before stays in the store.
+    Raises DiskFullError before anything is asked for where there is no room for it; HashMismatchError, FetchError, DiskFullError later, and what
+    arrived before stays in the store.
     """
     entries = {entry.sha256: entry for entry in lock.entries()}
-    missing = [entry for entry in entries.values() if not _stored(store, entry)]
+    missing = missing_of(lock, store)
     size = sum(entry.size for entry in entries.values())
     if not missing:
         console.step(f"fetched already: {len(entries)} files, {megabytes(size)}, nothing to download")
@@ -66,6 +68,7 @@ def fetch(
     console.step(
         f"fetching {len(missing)} of {len(entries)} files" + (f", {megabytes(missing_size)}" if missing_size else "")
     )
+    require_room([fetch_need(store.folder, missing)])
     meter = Meter(console, "fetched", len(missing), missing_size)
     with store.scratch() as scratch, disk_full_is_an_error(store.folder), ThreadPoolExecutor(WORKERS) as pool:
         jobs: list[Future[None]] = []
@@ -100,6 +103,12 @@ def finish(jobs: Sequence[Future[None]], pool: ThreadPoolExecutor) -> None:
 def sizes(store: Store, wheels: Sequence[Wheel]) -> dict[str, int]:
     """The sizes in bytes of stored wheels, by sha256."""
     return {wheel.sha256: store.path(wheel.sha256).stat().st_size for wheel in wheels}
+
+
+def missing_of(lock: Lock, store: Store) -> list[Entry]:
+    """The files of a lock that the store has not, each once."""
+    entries = {entry.sha256: entry for entry in lock.entries()}
+    return [entry for entry in entries.values() if not _stored(store, entry)]
 
 
 def _stored(store: Store, entry: Deb | Wheel | Archive) -> bool:

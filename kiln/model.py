@@ -38,6 +38,16 @@ class Model:
     made: dict[str, Any] | None
 
 
+def model_key(workspace: Workspace, *, wrong_answers: bool = False) -> str:
+    """Under which key the store remembers the tiny checkpoint: over the scripts that make it, and how they are called."""
+    scripts = [sha256_file(workspace.root / "scripts" / name) for name in SCRIPTS]
+    return digest_of({"scripts": scripts, "options": _options(wrong_answers)})
+
+
+def _options(wrong_answers: bool) -> list[str]:
+    return ["--wrong-answers"] if wrong_answers else []
+
+
 @contextmanager
 def tiny_model(
     workspace: Workspace,
@@ -52,10 +62,8 @@ def tiny_model(
 
     ``wrong_answers`` is the one trained on other answers, for trying the check itself. Raises ModelError.
     """
-    options = ["--wrong-answers"] if wrong_answers else []
-    key = digest_of(
-        {"scripts": [sha256_file(workspace.root / "scripts" / name) for name in SCRIPTS], "options": options}
-    )
+    options = _options(wrong_answers)
+    key = model_key(workspace, wrong_answers=wrong_answers)
     sha256 = store.made(key)
     if sha256 is None:
         sha256 = _make(workspace, client, reference, store, console, options)

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kiln.build import build, known_build
+from kiln.cache import in_engine
 from kiln.errors import CacheEntryError
+from kiln.fetch import missing_of
 from kiln.host import ensure_mmdebstrap
 from kiln.lockfile import Lock
 from kiln.pins import Pins
-from kiln.records import Built
+from kiln.records import Built, all_records
 from kiln.render import Rendered
 from kiln.restored import NOTHING_GIVEN, spared
+from kiln.room import build_needs, fetch_need, require_room
 
 if TYPE_CHECKING:
     from kiln.session import Session
@@ -45,8 +48,13 @@ def build_one(
 ) -> Built:
     """Build an image, with what the cache has of it; ``below`` are the images whose stages it takes.
 
-    An entry that became something else than it says is named and not used again, and the image is built once more.
+    An entry that became something else than it says is named and not used again, and the image is built once more. Raises DiskFullError before
+    anything is fetched or started where there is no room for it.
     """
+    state, engine = session.workspace.state, session.engine
+    here, records = in_engine(session.workspace, engine), all_records(session.workspace)
+    needs = build_needs(state, engine, rendered, pins, lock, records, here)
+    require_room([fetch_need(session.store.folder, missing_of(lock, session.store)), *needs])
     if not pins.base:
         ensure_mmdebstrap(session.workspace.state, session.console)
     images = (*(parent for parent, _ in below), rendered)

@@ -17,6 +17,8 @@ MODULES = {
     "images": ("render", "sbom", "plan", "build", "image", "rehearse"),
     "verify": ("verify",),
     "reports": ("report",),
+    "housekeeping": ("gc",),
+    "bundle": ("bundle", "unbundle"),
     "diff": ("diff",),
     "repro": ("repro",),
     "cache": ("cache",),

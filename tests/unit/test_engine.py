@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import kiln.engine
 import kiln.host
 from kiln.console import Console
 from kiln.engine import CONTAINERD_STORE, Engine, PrivateEngine, Unfit, find_engine, image_digest, probe
+from kiln.enginegc import look_in_engine, own_engine
 from kiln.errors import EngineError, HostError
 from kiln.host import _may_install
 
@@ -222,3 +224,36 @@ def test_while_packages_are_installed_no_service_starts(monkeypatch: pytest.Monk
     with kiln.host._no_services():
         assert policy.read_text() == "mine"
     assert policy.read_text() == "mine"
+
+
+DIGEST, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+
+
+def test_the_engine_is_asked_for_images_that_no_record_names(serve: Serve) -> None:
+    images = [
+        {"RepoTags": ["kiln/toy:" + "0" * 16], "Size": 5},
+        {"RepoTags": ["kiln/toy:" + "1" * 16, "mine:latest"], "Size": 6},
+        {"RepoTags": ["kiln/base:" + "a" * 16], "Size": 7},
+        {"RepoTags": ["kiln/standin-base:123456789012"], "Size": 8},
+        {"RepoTags": None, "Size": 9},
+    ]
+    cache = [{"Size": 10, "InUse": True}, {"Size": 11, "InUse": False}]
+    host = serve(
+        {
+            "/v1.45/system/df?type=image&type=build-cache": {"Images": images, "BuildCache": cache},
+            f"/images/kiln/toy:{'0' * 16}/json": {"Id": OTHER},
+            f"/images/kiln/toy:{'1' * 16}/json": {"Id": DIGEST},
+        }
+    )
+    found = look_in_engine(Engine(host, "28", "1.48", private=True), {DIGEST}, {DIGEST})
+    assert asdict(found) == {"images": (("kiln/toy:" + "0" * 16, 5),), "cache": 11}
+
+
+def test_an_engine_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineError):
+        look_in_engine(Engine(f"unix://{tmp_path}/none", "28", "1.48", private=True), (), ())
+
+
+def test_an_engine_that_is_not_kilns_own_is_never_tidied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///somebody/elses.sock")
+    assert own_engine(tmp_path) is None
