@@ -183,6 +183,13 @@ class EngineError(KilnError):
     exit_code = 41
 
 
+class LackingError(KilnError):
+    """The machine was looked at, and lacks something that a command which was asked about needs."""
+
+    exit_code = 42
+    hint = "each line above that says `missing` names its fix; then look again: kiln doctor"
+
+
 class BuildError(KilnError):
     """A step of the image build failed."""
 

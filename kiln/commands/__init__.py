@@ -21,6 +21,7 @@ MODULES = {
     "repro": ("repro",),
     "cache": ("cache",),
     "host": ("engine", "exit-codes"),
+    "doctor": ("doctor",),
 }
 
 
