@@ -20,7 +20,7 @@ MODULES = {
     "diff": ("diff",),
     "repro": ("repro",),
     "cache": ("cache",),
-    "host": ("engine", "exit-codes"),
+    "host": ("engine", "exit-codes", "completion"),
     "doctor": ("doctor",),
 }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiln.commands import complete
 from kiln.console import Console
 from kiln.store import Store
 from kiln.workspace import Workspace
@@ -67,12 +68,13 @@ class Context:
         click.echo(json.dumps(data, indent=2, ensure_ascii=False) if self.as_json else text)
 
 
-STACK = click.argument("stack")
+STACK = click.argument("stack", shell_complete=complete.stacks)
 SET = click.option(
     "--set",
     "sets",
     multiple=True,
     metavar="NAME=REF",
+    shell_complete=complete.choices,
     help="Take another tag, commit or version than the pins do, for this command (aiter=v0.1.14, base=TAG, archs=gfx942). Repeatable.",
 )
 ALLOW = click.option(
@@ -81,11 +83,13 @@ ALLOW = click.option(
     multiple=True,
     metavar="ID",
     envvar="ALLOW_ADVISORY",
+    shell_complete=complete.advisories,
     help="Go past this advisory (also: ALLOW_ADVISORY=ID). The image says so for ever. Repeatable.",
 )
 MODEL = click.option(
     "--model",
     default="tiny",
     metavar="DIR",
+    shell_complete=complete.folders,
     help="Serve this checkpoint (a folder with config.json, weights and answers.json) instead of the tiny one.",
 )

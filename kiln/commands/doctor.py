@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kiln.commands import complete
 from kiln.commands.context import Context
 from kiln.errors import LackingError, UsageError
 
@@ -17,11 +18,12 @@ SCHEMA_VERSION = 1
 
 
 @click.command()
-@click.argument("stacks", metavar="[STACK]...", nargs=-1)
+@click.argument("stacks", metavar="[STACK]...", nargs=-1, shell_complete=complete.stacks)
 @click.option(
     "--for",
     "commands",
     metavar="COMMAND",
+    shell_complete=complete.purposes,
     multiple=True,
     help="Look at what this command needs: plan, lock, fetch, build, verify-static, verify-ops, verify-generate, publish, pull. Repeatable; default: all.",
 )

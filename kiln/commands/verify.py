@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiln.commands import complete
 from kiln.commands.context import ALLOW, MODEL, SET, Context
 from kiln.errors import EngineError, ForeignImageError, UsageError
 from kiln.levels import BACKENDS, LEVELS, Backend, Level, Scope
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("target", metavar="STACK|IMAGE")
+@click.argument("target", metavar="STACK|IMAGE", shell_complete=complete.targets)
 @SET
 @ALLOW
 @MODEL
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     "--as",
     "as_",
     metavar="STACK/IMAGE",
+    shell_complete=complete.stack_images,
     default="",
     help="Compare an IMAGE with this image of the pins, whatever its labels say.",
 )

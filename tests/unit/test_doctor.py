@@ -88,12 +88,15 @@ def test_without_git_a_stack_of_sources_cannot_be_fetched_and_the_cpu_stack_can(
 
 def test_an_old_git_cannot_pick_commits(project: Path, tmp_path: Path, bare: Path) -> None:
     program(bare, "git", "git version 2.30.2")
-    toy = question(project, tmp_path, "dsv4-mhc")
-    picking = any(one.picks for one in toy.stacks[0].pins.components)
-    lack = finding(examine(toy), "git")
-    assert lack.status == ("missing" if picking else "ok")
+    picking = question(project, tmp_path, "dsv4-mhc")
+    assert any(one.picks for one in picking.stacks[0].pins.components)
+    assert finding(examine(picking), "git").status == "missing"
+    (stack,) = picking.stacks
+    plain = tuple(replace(one, picks=()) for one in stack.pins.components)
+    without = replace(picking, stacks=(replace(stack, pins=replace(stack.pins, components=plain)),))
+    assert finding(examine(without), "git").status == "ok"
     program(bare, "git", "git version 2.39.5")
-    assert finding(examine(toy), "git").status == "ok"
+    assert finding(examine(picking), "git").status == "ok"
 
 
 @pytest.mark.parametrize(("number", "status"), [(0, "warning"), (1000, "missing")])
