@@ -78,6 +78,8 @@ def _python(question: Asked) -> Iterator[Finding]:
 
 def _git(question: Asked) -> Iterator[Finding]:
     pairs = question.of(DOWNLOADS, [stack for stack in question.stacks if stack.with_sources])
+    if not pairs:
+        return
     if not shutil.which("git"):
         means = "sources are locked and fetched with git"
         yield Finding("git", "missing", "there is no git", pairs, means, install("git"))
@@ -112,6 +114,8 @@ def _apt(question: Asked) -> Iterator[Finding]:
 
 def _rootfs(question: Asked) -> Iterator[Finding]:
     pairs = question.of(["build"], [stack for stack in question.stacks if stack.own_root])
+    if not pairs:
+        return
     if shutil.which("mmdebstrap"):
         said = run(["mmdebstrap", "--version"], timeout=20).output.strip()
         yield Finding("mmdebstrap", "ok", said.removeprefix("mmdebstrap "), pairs)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from kiln.session import Session
 
 
+# Of what commands print with --json (docs/json.md). It goes up where a key goes or means something else, not where one is added.
+SCHEMA_VERSION = 1
+
+
 @dataclass(frozen=True)
 class Context:
     """What every command starts from."""
@@ -64,7 +68,9 @@ class Context:
             yield
 
     def result(self, text: str, data: Any) -> None:
-        """Print a command's result: for people, or with --json for programs."""
+        """Print a command's result: for people, or with --json for programs. A table says which shape it has; the rows of a list are such tables or plain."""
+        if isinstance(data, dict):
+            data = {"schema_version": SCHEMA_VERSION, **data}
         click.echo(json.dumps(data, indent=2, ensure_ascii=False) if self.as_json else text)
 
 

@@ -14,8 +14,6 @@ from kiln.errors import LackingError, UsageError
 if TYPE_CHECKING:
     from kiln.doctor import Asked, Finding, Status
 
-SCHEMA_VERSION = 1
-
 
 @click.command()
 @click.argument("stacks", metavar="[STACK]...", nargs=-1, shell_complete=complete.stacks)
@@ -55,7 +53,6 @@ def doctor(context: Context, stacks: tuple[str, ...], commands: tuple[str, ...],
     context.result(
         "\n".join(lines),
         {
-            "schema_version": SCHEMA_VERSION,
             "network_asked": network,
             "commands": table,
             "findings": [finding.data(names) for finding in found],

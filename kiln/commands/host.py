@@ -94,7 +94,7 @@ def completion(context: Context, shell: str) -> None:
     made = get_completion_class(shell)
     assert made is not None, "click has one for each of these"
     script = made(click.get_current_context().find_root().command, {}, "kiln", "_KILN_COMPLETE").source()
-    context.result(script.strip("\n"), {"schema_version": 1, "shell": shell, "script": script})
+    context.result(script.strip("\n"), {"shell": shell, "script": script})
 
 
 COMMANDS = (engine, exit_codes, completion)
