@@ -23,6 +23,7 @@ MODULES = {
     "cache": ("cache",),
     "host": ("engine", "exit-codes", "completion"),
     "doctor": ("doctor",),
+    "ci": ("ci",),
 }
 
 

@@ -65,6 +65,15 @@ def _purposes(_workspace: Workspace, _context: click.Context) -> Iterable[str]:
     return COMMANDS
 
 
+def _cells(workspace: Workspace, _context: click.Context) -> Iterable[str]:
+    # The job files have a name for each, and reading the pins and the advisories for it would take too long.
+    return (
+        path.stem
+        for path in (workspace.root / "ci" / "jobs" / "kubernetes").glob("*/*.yaml")
+        if path.stem != "kustomization"
+    )
+
+
 def reports(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """The reports of the state folder, as they would be typed here; and files, for a report may lie anywhere."""
     shown = _of(lambda workspace, _: (workspace.shown(path) for path in (workspace.state / "reports").glob("*.json")))
@@ -98,3 +107,4 @@ components = _of(_components)
 choices = _of(lambda workspace, context: (f"{name}=" for name in (*_components(workspace, context), *_ALSO_CHOSEN)))
 advisories = _of(lambda workspace, _: _advisories(workspace))
 purposes = _of(_purposes)
+cells = _of(_cells)

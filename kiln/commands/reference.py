@@ -35,6 +35,8 @@ _LOOKED = (VerifyFailedError, VerifyIncompleteError)
 VERDICTS: dict[str, tuple[type[KilnError], ...]] = {
     "advisories": (AdvisoryError,),
     "build": _BUILT,
+    "ci render": (RenderStaleError,),
+    "ci verify": _LOOKED,
     "diff": (ImageDamagedError, DifferentError),
     "doctor": (LackingError,),
     "fetch": (*_FROM_LOCK, UnresolvedError, FetchError, HashMismatchError),

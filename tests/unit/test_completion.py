@@ -73,6 +73,10 @@ def test_advisories_and_purposes_complete(project_copy: Path) -> None:
     assert offered(project_copy, "doctor", "--for", "verify-g") == ["plain,verify-generate"]
 
 
+def test_cells_complete_by_the_job_files_that_are_there(project: Path) -> None:
+    assert offered(project, "ci", "verify", "rocm-base-") == ["plain,rocm-base-amd64-static"]
+
+
 def test_reports_and_built_images_complete_by_what_lies_in_the_state_folder(project_copy: Path) -> None:
     state = project_copy / ".kiln"
     (state / "reports").mkdir(parents=True)
