@@ -6,19 +6,27 @@ A person waits for it at every press of a key, so nothing is rendered, asked or 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
-from click.shell_completion import CompletionItem
 
 from kiln.errors import KilnError
 from kiln.workspace import Workspace
 
-Completer: TypeAlias = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+# Every command names its completers, and only a shell that asks needs what they need.
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 # What --set takes beside the names of components (kiln/overrides.py).
 _ALSO_CHOSEN = ("archs", "base")
+
+
+def _item(value: str, kind: str = "plain") -> CompletionItem:
+    from click.shell_completion import CompletionItem
+
+    return CompletionItem(value, type=kind)
 
 
 def _of(names: Callable[[Workspace, click.Context], Iterable[str]]) -> Completer:
@@ -31,13 +39,15 @@ def _of(names: Callable[[Workspace, click.Context], Iterable[str]]) -> Completer
             found = sorted(set(names(Workspace.find(given.get("root"), given.get("state")), context)))
         except (KilnError, OSError, ValueError, TypeError, KeyError, AttributeError):
             return []
-        return [CompletionItem(name) for name in found if name.startswith(begun)]
+        return [_item(name) for name in found if name.startswith(begun)]
 
     return complete
 
 
 def _tables(workspace: Workspace, context: click.Context) -> list[dict[str, Any]]:
     """The pins of the stack that was typed already, else of all of them."""
+    import tomllib
+
     known = workspace.stacks()
     # Behind an option that still lacks its value, click has read no argument: what was typed lies in what is left.
     typed = [word for word in (*context.params.values(), *context.args) if word in known]
@@ -55,6 +65,8 @@ def _records(workspace: Workspace) -> Iterable[str]:
 
 
 def _advisories(workspace: Workspace) -> Iterable[str]:
+    import tomllib
+
     text = (workspace.root / "pins" / "advisories.toml").read_text(encoding="utf-8")
     return (one["id"] for one in tomllib.loads(text)["advisories"])
 
@@ -77,20 +89,20 @@ def _cells(workspace: Workspace, _context: click.Context) -> Iterable[str]:
 def reports(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """The reports of the state folder, as they would be typed here; and files, for a report may lie anywhere."""
     shown = _of(lambda workspace, _: (workspace.shown(path) for path in (workspace.state / "reports").glob("*.json")))
-    return [CompletionItem(begun, type="file"), *shown(context, parameter, begun)]
+    return [_item(begun, "file"), *shown(context, parameter, begun)]
 
 
 def built(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Images that were built here; and files, for an image may be an archive."""
     return [
-        CompletionItem(begun, type="file"),
+        _item(begun, "file"),
         *_of(lambda workspace, _: _records(workspace))(context, parameter, begun),
     ]
 
 
 def folders(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Folders."""
-    return [CompletionItem(begun, type="dir")]
+    return [_item(begun, "dir")]
 
 
 stacks = _of(lambda workspace, _: workspace.stacks())

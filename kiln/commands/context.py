@@ -71,7 +71,8 @@ class Context:
         """Print a command's result: for people, or with --json for programs. A table says which shape it has; the rows of a list are such tables or plain."""
         if isinstance(data, dict):
             data = {"schema_version": SCHEMA_VERSION, **data}
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False) if self.as_json else text)
+        # In ASCII: what a log holds need not be text that any encoding has, and JSON can say all of it.
+        click.echo(json.dumps(data, indent=2) if self.as_json else text)
 
 
 STACK = click.argument("stack", shell_complete=complete.stacks)

@@ -175,8 +175,13 @@ def test_verify_takes_one_image_of_a_stack_and_no_other(
     assert "--as STACK/IMAGE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["verify", "cpu"], ["ci", "verify", "cpu-serving-amd64-static"]], ids=" ".join)
 def test_verify_writes_the_reports_where_it_is_told_before_it_judges_them(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
 ) -> None:
     path = project / "tests" / "golden" / "reports" / "failed.json"
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -186,8 +191,9 @@ def test_verify_writes_the_reports_where_it_is_told_before_it_judges_them(
 
     monkeypatch.setattr(kiln.commands.verify, "_of_stack", lambda *_: (Ready, (None,)))
     monkeypatch.setattr(kiln.commands.verify, "look", lambda *_: Reported("kiln/x:1", DIGEST, "all", report, path))
-    place = ["--root", str(project), "--state", str(tmp_path / "state"), "verify"]
-    assert run([*place, "cpu", "--reports", str(tmp_path / "reports")]) == 61
+    place = ["--root", str(project), "--state", str(tmp_path / "state"), *words]
+    assert run([*place, "--reports", str(tmp_path / "reports"), "--json"]) == 61
+    assert json.loads(capsys.readouterr().out) == [report]
     written = tmp_path / "reports" / f"{report['subject']['image']}.json"
     assert written.read_bytes() == path.read_bytes()
 

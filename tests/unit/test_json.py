@@ -80,6 +80,16 @@ def test_what_is_printed_is_the_document_that_the_manual_names(
         assert document["specVersion"] == "1.6"
 
 
+def test_what_no_encoding_has_can_be_said_all_the_same(
+    real: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report of a server that wrote half a character."""
+    path = real.root / "tests" / "golden" / "reports" / "failed.json"
+    assert "\\ud800" in path.read_text(encoding="utf-8")
+    assert run(["--json", "report", str(path)]) == 61
+    assert json.loads(capsys.readouterr().out) == [json.loads(path.read_text(encoding="utf-8"))]
+
+
 def test_without_json_people_are_spoken_to(real: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--root", str(real.root), "--state", str(real.state), "lock", "cpu", "--check"]) == 0
     with pytest.raises(ValueError, match="Expecting value"):
