@@ -330,8 +330,18 @@ def test_publishing_waits_for_every_cell() -> None:
     for path in BUILDKITE:
         steps = yaml.safe_load(path.read_text(encoding="utf-8"))["steps"]
         assert steps[-2] == "wait"
-        assert steps[-1]["key"] == "publish"
+        assert steps[-1]["key"] == f"publish-{path.stem}"
         assert not any("soft_fail" in step or step.get("allow_dependency_failure") for step in steps if step != "wait")
+
+
+def test_the_pipelines_of_all_stacks_fit_into_one_build() -> None:
+    keys = [
+        step["key"]
+        for path in BUILDKITE
+        for step in yaml.safe_load(path.read_text(encoding="utf-8"))["steps"]
+        if step != "wait"
+    ]
+    assert len(keys) == len(set(keys)) > 2
 
 
 def shell() -> Iterator[tuple[str, str]]:
