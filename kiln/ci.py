@@ -19,7 +19,7 @@ import jinja2
 from kiln.errors import RenderError, RenderStaleError, UsageError, error_classes
 from kiln.gpu import SHARED_MEMORY, gpus
 from kiln.image import Image
-from kiln.levels import SETTING_OF, Level
+from kiln.levels import LEVELS, SETTING_OF, Level
 from kiln.pins import Pins
 from kiln.workspace import Workspace
 
@@ -37,7 +37,7 @@ _BACKEND_OF = {setting: backend for backend, setting in SETTING_OF.items()}
 
 @dataclass(frozen=True)
 class Cell:
-    """One job. ``setting`` is ``both`` where the level compares the settings or serves none; ``seconds`` and
+    """One job. ``setting`` is ``both`` where all are looked at and compared, or none is served; ``seconds`` and
     ``memory_gib`` (of its server) bound it; ``own_model``: it wants real weights."""
 
     stack: str
@@ -78,6 +78,17 @@ class Cell:
         """The labels of a machine that can run it: GitHub's own for the rest, the GPU's architecture where one is needed."""
         return ["self-hosted", "linux", *([self.arch] if self.gpu else [MACHINES.get(self.arch, self.arch)])]
 
+    def covers(self, other: Cell) -> bool:
+        """Whether it makes every check that another one makes, on the same kind of machine. What is measured with real weights is apart."""
+        if (
+            self == other
+            or "gates" in (self.level, other.level)
+            or (self.image, self.arch) != (other.image, other.arch)
+        ):
+            return False
+        wide_enough = self.setting in ("both", other.setting) or other.level == "static"
+        return wide_enough and LEVELS.index(other.level) <= LEVELS.index(self.level)
+
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
@@ -112,6 +123,22 @@ class Matrix:
             tuple(pair for pair in self.left_out if not levels or pair[0].level in levels),
         )
 
+    def fewest(self) -> Matrix:
+        """Without the cells whose checks another one makes too: what job files run."""
+        cells = tuple(cell for cell in self.cells if not any(other.covers(cell) for other in self.cells))
+        return replace(self, cells=cells)
+
+    def widest(self) -> tuple[Cell, ...]:
+        """Of each image the cell whose report says most of it: the report that it is published with."""
+        names = dict.fromkeys(cell.image for cell in self.cells)
+        return tuple(
+            max(
+                (cell for cell in self.cells if cell.image == name),
+                key=lambda cell: (LEVELS.index(cell.level), cell.setting == "both"),
+            )
+            for name in names
+        )
+
 
 def matrix(pins: Pins, images: Sequence[Image], unsafe: Mapping[str, Mapping[str, str]]) -> Matrix:
     """The cells of a stack. ``unsafe`` are, for an architecture, the mHC backends that are known to be wrong on it, with the reason."""
@@ -131,7 +158,7 @@ def matrix(pins: Pins, images: Sequence[Image], unsafe: Mapping[str, Mapping[str
             left_out.append((cell, next(iter(wrong.values()))))
             # The gates compare both settings; what they measure of one is worth having where the other must not be served.
             rest = [setting.name for setting in image.settings if setting.name not in wrong]
-            if cell.setting == "both" and len(rest) == 1:
+            if cell.level == "gates" and len(rest) == 1:
                 cells.append(replace(cell, setting=rest[0], alone=True))
     return Matrix(pins.stack, tuple(cells), tuple(left_out))
 
@@ -148,8 +175,11 @@ def _cells(pins: Pins, image: Image) -> Iterator[Cell]:
             seconds = GROUND_SECONDS + ops
             if image.backends:
                 yield Cell(*place, "ops", on_gpu, seconds, image.memory >> 30)
-            seconds += image.start_seconds + image.answer_seconds
-            yield Cell(*place, "generate", on_gpu, seconds, image.memory >> 30)
+            served = image.start_seconds + image.answer_seconds
+            yield Cell(*place, "generate", on_gpu, seconds + served, image.memory >> 30)
+        if len(image.settings) > 1:
+            seconds = GROUND_SECONDS + ops + len(image.settings) * (image.start_seconds + image.answer_seconds)
+            yield Cell(pins.stack, image.name, arch, "both", "generate", on_gpu, seconds, image.memory >> 30)
         if gates := image.gates:
             each = gates.start_seconds + gates.accuracy.seconds + gates.sweep.seconds
             seconds = GROUND_SECONDS + ops + len(image.settings) * (image.start_seconds + image.answer_seconds + each)
@@ -210,7 +240,8 @@ def render_jobs(workspace: Workspace, found: Matrix, wanted: Wanted) -> dict[str
     """The job files of one stack, for all systems: text by path below ``ci/jobs``. Raises RenderError."""
     codes = sorted(cls.exit_code for cls in error_classes() if cls.transient)
     given: dict[str, Any] = {"stack": found.stack, "wanted": wanted, "codes": codes, "shared": SHARED_MEMORY}
-    checks, gates = found.only(["static", "generate"]), found.only(["gates"])
+    checks, gates = found.only(["static", "generate"]).fewest(), found.only(["gates"])
+    given["reports"] = checks.widest()
     files: dict[str, tuple[str, dict[str, Any]]] = {
         f"github/kiln-{found.stack}.yml": ("github.yml.j2", {"gates": gates.cells}),
         f"buildkite/{found.stack}.yml": ("buildkite.yml.j2", {"cells": checks.cells, "gates": gates.cells}),

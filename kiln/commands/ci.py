@@ -29,20 +29,24 @@ def ci() -> None:
 @click.option(
     "--level", "levels", type=click.Choice(LEVELS), multiple=True, help="Cells of this level. Repeatable; default: all."
 )
+@click.option(
+    "--fewest", is_flag=True, help="Leave out cells whose checks another one makes too: what the job files run."
+)
 @click.option("--here", is_flag=True, help="Only cells that this machine can run.")
 @click.pass_obj
-def ci_matrix(context: Context, stacks: tuple[str, ...], levels: tuple[str, ...], here: bool) -> None:
+def ci_matrix(context: Context, stacks: tuple[str, ...], levels: tuple[str, ...], fewest: bool, here: bool) -> None:
     """List the cells of STACK (default: of all): image, architecture, mHC setting and level, each a job. With --json, as GitHub's matrices are.
 
     `--level generate` looks at the operators too: a cell makes all checks up to its level. What is left out, and why, stands in the document.
 
     \b
     Example: kiln ci matrix
-             kiln ci matrix dsv4-mhc --level static --level generate --json
+             kiln ci matrix dsv4-mhc --level static --level generate --fewest --json
     """
     from kiln.ci import runs_here
 
     found = [one.only(levels) for one in _matrices(context, stacks)]
+    found = [one.fewest() for one in found] if fewest else found
     cells = [cell for one in found for cell in one.cells if not here or runs_here(cell)]
     left_out = [(cell, why) for one in found for cell, why in one.left_out]
     for cell, why in left_out:

@@ -108,7 +108,8 @@ def verify(
         if target in context.workspace.stacks():
             if as_:
                 raise UsageError(f"{target} is a stack, and --as goes with an image", fix="leave --as out")
-            ready, images = _of_stack(context, target, Choice(sets, allow, model), image_name)
+            ready = _of_stack(context, target, Choice(sets, allow, model), image_name)
+            images = tuple(one for one in ready.rendered if image_name in ("", one.image.name))
         else:
             if image_name:
                 raise UsageError(
@@ -125,8 +126,8 @@ def verify(
     show_reports(context, looked, require)
 
 
-def _of_stack(context: Context, stack: str, choice: Choice, only: str = "") -> tuple[BuiltStack, tuple[Rendered, ...]]:
-    """The stack with its images that were built here, and those that are looked at: all, or the one called ``only``.
+def _of_stack(context: Context, stack: str, choice: Choice, only: str = "") -> BuiltStack:
+    """The stack with its images that were built here: all, or the one called ``only``.
 
     Raises EngineError where one of these was not built, UsageError where the stack has no image of that name.
     """
@@ -146,7 +147,7 @@ def _of_stack(context: Context, stack: str, choice: Choice, only: str = "") -> t
             f"{', '.join(missing)}: not built from these pins, or no longer in the engine",
             fix=f"kiln build {stack}   (or: make image STACK={stack})",
         )
-    return BuiltStack(pins, found, engine, images, tuple(built for _, built in pairs if built)), wanted
+    return BuiltStack(pins, found, engine, images, tuple(built for _, built in pairs if built))
 
 
 def _of_image(

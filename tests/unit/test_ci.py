@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -63,8 +64,23 @@ def test_the_cpu_stack_is_looked_at_on_its_processor(project: Path) -> None:
         "cpu-serving-amd64-default-generate",
         "cpu-serving-amd64-tilelang-ops",
         "cpu-serving-amd64-tilelang-generate",
+        "cpu-serving-amd64-generate",
         "cpu-serving-amd64-gates",
     ]
+
+
+def test_the_fewest_cells_make_all_checks(project: Path) -> None:
+    assert ids(cells(project, "cpu").fewest()) == ["cpu-serving-amd64-generate", "cpu-serving-amd64-gates"]
+    found = cells(project, "dsv4-mhc", {"gfx942": {"tilelang": "it is wrong"}}).only(["static", "ops", "generate"])
+    few = found.fewest()
+    assert ids(few) == [
+        "rocm-base-amd64-static",
+        "rocm-serving-amd64-static",
+        "rocm-serving-gfx942-default-generate",
+        "rocm-serving-gfx950-generate",
+    ]
+    assert all(any(one == cell or one.covers(cell) for one in few.cells) for cell in found.cells)
+    assert ids(Matrix("x", few.widest())) == ["rocm-base-amd64-static", "rocm-serving-gfx950-generate"]
 
 
 def test_an_image_without_a_server_has_the_static_cell_alone(project: Path) -> None:
@@ -79,6 +95,7 @@ def test_a_backend_that_is_wrong_on_a_gpu_is_left_out_there_with_the_reason(proj
     assert {(cell.id, why) for cell, why in found.left_out} == {
         ("rocm-serving-gfx942-tilelang-ops", "it is wrong"),
         ("rocm-serving-gfx942-tilelang-generate", "it is wrong"),
+        ("rocm-serving-gfx942-generate", "it is wrong"),
         ("rocm-serving-gfx942-gates", "it is wrong"),
     }
     assert "rocm-serving-gfx950-tilelang-generate" in ids(found)
@@ -186,10 +203,12 @@ def test_verify_writes_the_reports_where_it_is_told_before_it_judges_them(
     path = project / "tests" / "golden" / "reports" / "failed.json"
     report = json.loads(path.read_text(encoding="utf-8"))
 
-    class Ready:
-        images = (None,)
+    image = SimpleNamespace(image=SimpleNamespace(name="cpu-serving"))
 
-    monkeypatch.setattr(kiln.commands.verify, "_of_stack", lambda *_: (Ready, (None,)))
+    class Ready:
+        rendered, images = (image,), (None,)
+
+    monkeypatch.setattr(kiln.commands.verify, "_of_stack", lambda *_: Ready)
     monkeypatch.setattr(kiln.commands.verify, "look", lambda *_: Reported("kiln/x:1", DIGEST, "all", report, path))
     place = ["--root", str(project), "--state", str(tmp_path / "state"), *words]
     assert run([*place, "--reports", str(tmp_path / "reports"), "--json"]) == 61
@@ -334,6 +353,21 @@ def test_publishing_waits_for_every_cell() -> None:
         assert not any("soft_fail" in step or step.get("allow_dependency_failure") for step in steps if step != "wait")
 
 
+def test_each_image_is_published_with_the_report_of_the_cell_that_says_most() -> None:
+    for name, text in SHELL:
+        for words in called(text):
+            if words[0] == "publish":
+                given = [words[place + 1] for place, word in enumerate(words) if word == "--report"]
+                widest = {
+                    "cpu": ["reports/cpu-serving-amd64-generate/cpu-serving.json"],
+                    "dsv4-mhc": [
+                        "reports/rocm-base-amd64-static/rocm-base.json",
+                        "reports/rocm-serving-gfx950-generate/rocm-serving.json",
+                    ],
+                }
+                assert given == widest["cpu" if "cpu" in name else "dsv4-mhc"]
+
+
 def test_the_pipelines_of_all_stacks_fit_into_one_build() -> None:
     keys = [
         step["key"]
@@ -453,7 +487,7 @@ def test_the_script_looks_with_every_cell_and_ends_well(checkout: Path, script: 
     assert calls[:3] == [
         f"kiln doctor {stack} --for build --for verify-generate",
         f"kiln build {stack}",
-        f"kiln ci matrix {stack} --here --level static --level generate",
+        f"kiln ci matrix {stack} --here --fewest --level static --level generate",
     ]
     assert [call for call in calls if "ci verify" in call] == [
         f"kiln ci verify {cell} --reports reports/{cell}" for cell in ("one", "two", "three-gates")

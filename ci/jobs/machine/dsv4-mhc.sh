@@ -19,7 +19,7 @@ if [ "${KILN_GATES:-}" = 1 ]; then
     levels+=(--level gates)
     more+=(${KILN_MODEL:+--model "$KILN_MODEL"} ${KILN_DATA:+--data "$KILN_DATA"})
 fi
-cells=$("$kiln" ci matrix dsv4-mhc --here "${levels[@]}")
+cells=$("$kiln" ci matrix dsv4-mhc --here --fewest "${levels[@]}")
 
 status=0
 for cell in $cells; do
