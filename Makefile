@@ -113,6 +113,7 @@ lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is 
 	@.kiln/venv-dev/bin/kiln --quiet render cpu --check
 	@.kiln/venv-dev/bin/kiln --quiet render dsv4-mhc --check
 	@.kiln/venv-dev/bin/kiln --quiet pins audit dsv4-mhc
+	@.kiln/venv-dev/bin/kiln --quiet ci render --check
 
 clean: ## stop the private engine and remove everything kiln made (.kiln)
 	@if [ -x $(KILN) ]; then $(KILN) engine down; fi

@@ -28,7 +28,7 @@ from kiln.lockentries import Deb, Git, Wheel
 from kiln.lockfile import Lock
 from kiln.pins import Pins
 from kiln.plan import ROOTFS, Context
-from kiln.process import end_group, raise_if_disk_full
+from kiln.process import end_group, raise_if_disk_full, telling
 from kiln.records import Built, components_of, read_record, record_file, write_record
 from kiln.render import LABEL, Rendered, write_rendered
 from kiln.restored import NOTHING_GIVEN, Given
@@ -205,9 +205,15 @@ def _bake(
     metadata = workspace.state / "images" / f"{name}.metadata.json"
     metadata.unlink(missing_ok=True)
     watcher = BuildWatcher(console)
-    with log.open("w", encoding="utf-8") as stream, disk_full_is_an_error(workspace.state), watcher:
+    argv = bake_argv(rendered, more_files)
+    with (
+        log.open("w", encoding="utf-8") as stream,
+        disk_full_is_an_error(workspace.state),
+        watcher,
+        telling(argv) as ended,
+    ):
         process = subprocess.Popen(
-            bake_argv(rendered, more_files),
+            argv,
             cwd=workspace.state,
             env={**os.environ, **engine.environment, "NO_COLOR": "1"},
             stdin=subprocess.DEVNULL,
@@ -223,6 +229,7 @@ def _bake(
                 stream.write(line)
                 watcher.line(line.rstrip("\n"))
             code = process.wait(timeout=60)
+            ended(code)
         except BaseException:
             end_group(process)
             raise

@@ -13,7 +13,9 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        # Some CI systems give their jobs a terminal and keep what it shows as a log, in which nothing is replaced in place.
+        in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+        self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not in_ci
         self._colour = self._terminal and not os.environ.get("NO_COLOR")
         self._lock = threading.Lock()
         self._started = time.monotonic()
@@ -40,7 +42,8 @@ class Console:
         """The state of a long step: replaced in place on a terminal, left out elsewhere (see ``Meter`` for plain logs)."""
         if self._terminal and not self.quiet:
             with self._lock:
-                width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+                # A terminal that somebody made for a program need not say how wide it is.
+                width = max(20, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)
                 sys.stderr.write(f"\r\x1b[K           {text}"[: width + 4])
                 sys.stderr.flush()
 

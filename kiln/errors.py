@@ -14,6 +14,8 @@ class KilnError(Exception):
 
     exit_code: ClassVar[int] = 1
     hint: ClassVar[str] = ""
+    # Whether the same command may well go through a moment later, with nothing changed: what a CI system may try again by itself.
+    transient: ClassVar[bool] = False
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         """``what`` happened, ``why`` it did, and the ``fix``: what the reader should do next (default: the class's hint)."""
@@ -77,6 +79,7 @@ class UpstreamError(KilnError):
     """An upstream (a git host, an image registry) could not be asked, so what depends on its answer stays unknown."""
 
     exit_code = 15
+    transient = True
     hint = "name a mirror in kiln.toml ([mirrors]) or in KILN_MIRRORS, see docs/mirrors.md; or try again where the network reaches it"
 
 
@@ -84,6 +87,7 @@ class AccessDeniedError(UpstreamError):
     """A registry wants a login, or does not let this one do what was asked."""
 
     exit_code = 25
+    transient = False
     hint = "log in as somebody who may: docker login HOST"
 
 
@@ -115,6 +119,7 @@ class FetchError(KilnError):
     """A locked input could not be downloaded: nobody offers it, or nobody answers."""
 
     exit_code = 20
+    transient = True
 
 
 class HashMismatchError(KilnError):
@@ -197,6 +202,14 @@ class EngineError(KilnError):
     """The container engine cannot be reached, started or used."""
 
     exit_code = 41
+    transient = True
+
+
+class LackingError(KilnError):
+    """The machine was looked at, and lacks something that a command which was asked about needs."""
+
+    exit_code = 42
+    hint = "each line above that says `missing` names its fix; then look again: kiln doctor"
 
 
 class BuildError(KilnError):
@@ -280,6 +293,7 @@ class BeingPublishedError(KilnError):
     """Somebody else publishes to the same repository at this moment."""
 
     exit_code = 74
+    transient = True
     hint = "run the same command again when they are done"
 
 

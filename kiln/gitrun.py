@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kiln.errors import HostError, SourceError
-from kiln.process import end_group, raise_if_disk_full
+from kiln.process import end_group, raise_if_disk_full, telling, without_credentials
 
 LOCAL_SECONDS = 3600.0
 # Proxies, credentials and certificates of the user's own git configuration hold; what could run a program or change bytes does not.
@@ -76,7 +75,7 @@ class Answer:
 
 def shown(address: str) -> str:
     """``address`` (or a line that holds one) for people and logs: without the credentials that a URL may carry."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", address)
+    return without_credentials(address)
 
 
 def git_command(folder: Path) -> list[str]:
@@ -101,24 +100,26 @@ class Repository:
         """Run a git command to its end, at most ``seconds``. Whether it failed is for the caller to judge."""
         if shutil.which("git") is None:
             raise HostError("the program 'git' is not on this machine", fix="install git")
-        process: subprocess.Popen[Any] = subprocess.Popen(
-            [*git_command(self.folder), *words],
-            env=git_environment(dict(self.extra), online=online),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            # A group without a terminal: git's helpers end with it, and ssh has nowhere to ask.
-            start_new_session=True,
-        )
-        with process:
-            try:
-                out, err = process.communicate(data, timeout=seconds)
-            except subprocess.TimeoutExpired:
-                end_group(process)
-                return Answer(124, b"", f"no answer within {seconds:.0f} s", timed_out=True)
-            except BaseException:
-                end_group(process)
-                raise
+        with telling(["git", f"--git-dir={self.folder}", *words]) as ended:
+            process: subprocess.Popen[Any] = subprocess.Popen(
+                [*git_command(self.folder), *words],
+                env=git_environment(dict(self.extra), online=online),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # A group without a terminal: git's helpers end with it, and ssh has nowhere to ask.
+                start_new_session=True,
+            )
+            with process:
+                try:
+                    out, err = process.communicate(data, timeout=seconds)
+                except subprocess.TimeoutExpired:
+                    end_group(process)
+                    return Answer(124, b"", f"no answer within {seconds:.0f} s", timed_out=True)
+                except BaseException:
+                    end_group(process)
+                    raise
+            ended(process.returncode)
         answer = Answer(process.returncode, out, err.decode(errors="replace"))
         if answer.code != 0:
             raise_if_disk_full(answer.err)

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from kiln.errors import DiskFullError, HostError
+
+# Who is told of every program that runs (--verbose): the command line puts its console here, for what runs programs knows no console.
+told: list[Callable[[str], None]] = []
+
+
+def without_credentials(text: str) -> str:
+    """``text`` for people and logs: without the name and password that an address in it may carry."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+@contextmanager
+def telling(argv: Sequence[str | Path]) -> Iterator[Callable[[int | None], None]]:
+    """Tell of a program when it starts and when it is over; its exit code is given to what is returned."""
+    ended: list[int | None] = []
+    began = time.monotonic()
+    for tell in told:
+        tell(f"run   {without_credentials(shlex.join(str(word) for word in argv))}")
+    try:
+        yield ended.append
+    finally:
+        how = f"ended with {ended[0]}" if ended else "was broken off"
+        for tell in told:
+            tell(f"      {Path(str(argv[0])).name} {how} after {time.monotonic() - began:.2f} s")
 
 
 @dataclass(frozen=True)
@@ -45,28 +72,32 @@ def run(
         raise HostError(
             f"the program {words[0]!r} is not on this machine", why=f"kiln needs it to run: {' '.join(words[:4])}…"
         )
-    process = subprocess.Popen(
-        words,
-        env={**os.environ, **(env or {})},
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if split else subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        # A group of its own, so that what the program starts in its turn can be ended with it.
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        end_group(process)
-        raise HostError(
-            f"{words[0]} did not finish within {timeout:.0f} s", why=f"It was ended. The command: {' '.join(words)}"
-        ) from None
-    except BaseException:
-        end_group(process)
-        raise
+    with (
+        telling(words) as ended,
+        subprocess.Popen(
+            words,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if split else subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # A group of its own, so that what the program starts in its turn can be ended with it.
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            end_group(process)
+            raise HostError(
+                f"{words[0]} did not finish within {timeout:.0f} s", why=f"It was ended. The command: {' '.join(words)}"
+            ) from None
+        except BaseException:
+            end_group(process)
+            raise
+        ended(process.returncode)
     finished = Finished(words, process.returncode, output, errors or "")
     if process.returncode != 0:
         raise_if_disk_full(finished.output + finished.errors)

@@ -31,7 +31,7 @@ from kiln.console import Console
 from kiln.engine import Engine, PrivateEngine, probe
 from kiln.errors import BuildError, EngineError, KilnError
 from kiln.otherengine import other_engine, unpack_docker
-from kiln.process import end_group
+from kiln.process import end_group, telling
 from kiln.reproducible import below_claim, level_of, measured
 from kiln.rootfs import place_file
 from kiln.workspace import Workspace
@@ -257,28 +257,31 @@ def _run(
     """Run a kiln under its conditions and return what it built."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "KILN_"))}
     limit = ["taskset", "-c", f"0-{conditions.processors - 1}"] if conditions.processors else []
-    process = subprocess.Popen(
-        [*limit, *command],
-        cwd=root,
-        env={
-            **environment,
-            **host_environment(conditions, clock),
-            "DOCKER_HOST": host,
-            "PYTHONDONTWRITEBYTECODE": "1",
-        },
-        umask=conditions.umask,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=BUILD_SECONDS)
-    except BaseException:
-        end_group(process)
-        raise
+    argv = [*limit, *command]
+    with telling(argv) as ended:
+        process = subprocess.Popen(
+            argv,
+            cwd=root,
+            env={
+                **environment,
+                **host_environment(conditions, clock),
+                "DOCKER_HOST": host,
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            umask=conditions.umask,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            output, errors = process.communicate(timeout=BUILD_SECONDS)
+        except BaseException:
+            end_group(process)
+            raise
+        ended(process.returncode)
     if process.returncode != 0:
         raise BuildError(
             f"build {conditions.name} failed, so there is nothing to compare",

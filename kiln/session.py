@@ -189,9 +189,20 @@ class Session:
 
     def unsafe_here(self, pins: Pins, lock: Lock, images: Sequence[Rendered], allow: Collection[str]) -> dict[str, str]:
         """The mHC backends that are known to give wrong results on this machine's GPUs, with the advisory's word; none where there is no GPU."""
+        archs = tuple(sorted({gpu.arch for gpu in gpus()} & set(pins.archs)))
+        return self.unsafe_on(archs, pins, lock, images, allow)
+
+    def unsafe_on(
+        self,
+        archs: tuple[str, ...],
+        pins: Pins,
+        lock: Lock | None,
+        images: Sequence[Rendered],
+        allow: Collection[str] = (),
+    ) -> dict[str, str]:
+        """The same for GPUs of ``archs``. Without the lock the pins' refs alone decide, so the answer is the same on every machine."""
         from kiln.advisory_rules import RevisionRule
 
-        archs = tuple(sorted({gpu.arch for gpu in gpus()} & set(pins.archs)))
         found = self.findings(replace(pins, archs=archs), lock, images) if archs else ()
         return {
             finding.advisory.rule.path: f"advisory {finding.advisory.id}: {finding.because}"

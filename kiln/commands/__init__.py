@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import click
 
-from kiln import __version__
+from kiln import __version__, process
 from kiln.commands.context import Context
 from kiln.console import Console
 
@@ -23,8 +24,35 @@ MODULES = {
     "repro": ("repro",),
     "cache": ("cache",),
     "release": ("publish", "pull"),
-    "host": ("engine", "exit-codes"),
+    "host": ("engine", "exit-codes", "completion"),
+    "doctor": ("doctor",),
+    "ci": ("ci",),
 }
+
+
+def _as_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and context.obj:
+        context.obj = replace(context.obj, as_json=True)
+
+
+# People write it behind the command as well as before.
+JSON = click.Option(
+    ["--json"],
+    is_flag=True,
+    expose_value=False,
+    callback=_as_json,
+    help="The result as JSON on standard output (docs/json.md).",
+)
+
+
+def _with_json(command: click.Command) -> click.Command:
+    """The command, or all of a group, with ``--json`` of its own; one that has it keeps it."""
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            _with_json(one)
+    elif not any("--json" in parameter.opts for parameter in command.params):
+        command.params.append(JSON)
+    return command
 
 
 class Commands(click.Group):
@@ -40,7 +68,7 @@ class Commands(click.Group):
         if module is None:
             return None
         found: tuple[click.Command, ...] = import_module(f"kiln.commands.{module}").COMMANDS
-        return next(command for command in found if command.name == cmd_name)
+        return _with_json(next(command for command in found if command.name == cmd_name))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -55,14 +83,19 @@ class Commands(click.Group):
     type=click.Path(path_type=Path),
     help="Where Kiln keeps its files (default: .kiln in the project, or KILN_STATE).",
 )
+@click.option("-v", "--verbose", is_flag=True, help="Say which programs are run, how they end, and how long they take.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; results and errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Results as JSON on standard output.")
 @click.pass_context
-def cli(click_context: click.Context, root: Path | None, state: Path | None, quiet: bool, as_json: bool) -> None:
+def cli(
+    click_context: click.Context, root: Path | None, state: Path | None, verbose: bool, quiet: bool, as_json: bool
+) -> None:
     """Build and verify reproducible container images that serve DeepSeek V4 with vLLM.
 
     \b
     Example: kiln image cpu        fetch, build and verify the images of the stack `cpu`
              kiln lock cpu --check is the lock current?
     """
-    click_context.obj = Context(root, state, Console(quiet=quiet), as_json)
+    console = Console(quiet=quiet)
+    process.told[:] = [console.note] if verbose else []
+    click_context.obj = Context(root, state, console, as_json)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiln.commands import complete
 from kiln.console import Console
 from kiln.store import Store
 from kiln.workspace import Workspace
@@ -20,6 +21,10 @@ from kiln.workspace import Workspace
 if TYPE_CHECKING:
     from kiln.engine import Engine
     from kiln.session import Session
+
+
+# Of what commands print with --json (docs/json.md). It goes up where a key goes or means something else, not where one is added.
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -63,16 +68,20 @@ class Context:
             yield
 
     def result(self, text: str, data: Any) -> None:
-        """Print a command's result: for people, or with --json for programs."""
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False) if self.as_json else text)
+        """Print a command's result: for people, or with --json for programs. A table says which shape it has; the rows of a list are such tables or plain."""
+        if isinstance(data, dict):
+            data = {"schema_version": SCHEMA_VERSION, **data}
+        # In ASCII: what a log holds need not be text that any encoding has, and JSON can say all of it.
+        click.echo(json.dumps(data, indent=2) if self.as_json else text)
 
 
-STACK = click.argument("stack")
+STACK = click.argument("stack", shell_complete=complete.stacks)
 SET = click.option(
     "--set",
     "sets",
     multiple=True,
     metavar="NAME=REF",
+    shell_complete=complete.choices,
     help="Take another tag, commit or version than the pins do, for this command (aiter=v0.1.14, base=TAG, archs=gfx942). Repeatable.",
 )
 ALLOW = click.option(
@@ -81,11 +90,13 @@ ALLOW = click.option(
     multiple=True,
     metavar="ID",
     envvar="ALLOW_ADVISORY",
+    shell_complete=complete.advisories,
     help="Go past this advisory (also: ALLOW_ADVISORY=ID). The image says so for ever. Repeatable.",
 )
 MODEL = click.option(
     "--model",
     default="tiny",
     metavar="DIR",
+    shell_complete=complete.folders,
     help="Serve this checkpoint (a folder with config.json, weights and answers.json) instead of the tiny one.",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kiln.commands import complete
 from kiln.commands.context import Context
 from kiln.errors import DifferentError, UsageError
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @click.command("diff")
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", shell_complete=complete.built)
+@click.argument("b", metavar="B", shell_complete=complete.built)
 @click.option(
     "--ignore",
     "ignore",

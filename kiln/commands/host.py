@@ -75,4 +75,26 @@ def exit_codes(context: Context) -> None:
     context.result("\n".join(lines), [{"code": code, "error": name, "meaning": about} for code, name, about in rows])
 
 
-COMMANDS = (engine, exit_codes)
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_obj
+def completion(context: Context, shell: str) -> None:
+    """Print what makes SHELL complete commands, options, and the names of stacks, images, components, advisories and reports.
+
+    \b
+    Example: kiln completion bash > ~/.local/share/bash-completion/completions/kiln
+             kiln completion zsh > "${fpath[1]}/_kiln"
+             kiln completion fish > ~/.config/fish/completions/kiln.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None, "click has one for each of these"
+    script = made(click.get_current_context().find_root().command, {}, "kiln", "_KILN_COMPLETE").source()
+    context.result(script.strip("\n"), {"shell": shell, "script": script})
+
+
+COMMANDS = (engine, exit_codes, completion)

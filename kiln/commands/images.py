@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiln.commands import complete
 from kiln.commands.context import ALLOW, MODEL, SET, STACK, Context
 from kiln.commands.verify import look, reported, show_reports
 from kiln.errors import UsageError
@@ -56,7 +57,11 @@ def render(context: Context, stack: str, sets: tuple[str, ...], out: Path | None
 @STACK
 @SET
 @click.option(
-    "--image", "image_name", metavar="NAME", help="Of this image instead of the one that stands on all others."
+    "--image",
+    "image_name",
+    metavar="NAME",
+    shell_complete=complete.images,
+    help="Of this image instead of the one that stands on all others.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of standard output."
@@ -164,7 +169,13 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
 @STACK
 @SET
 @ALLOW
-@click.option("--image", "image_name", metavar="NAME", help="Only this image of the stack, and those it stands on.")
+@click.option(
+    "--image",
+    "image_name",
+    metavar="NAME",
+    shell_complete=complete.images,
+    help="Only this image of the stack, and those it stands on.",
+)
 @click.pass_obj
 def build(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], image_name: str) -> None:
     """Fetch what is missing and build the images of STACK. Nothing is verified; `kiln image` does both.
@@ -190,7 +201,13 @@ def show_built(context: Context, built: BuiltStack) -> None:
 @SET
 @ALLOW
 @MODEL
-@click.option("--image", "image_name", metavar="NAME", help="Only this image of the stack, and those it stands on.")
+@click.option(
+    "--image",
+    "image_name",
+    metavar="NAME",
+    shell_complete=complete.images,
+    help="Only this image of the stack, and those it stands on.",
+)
 @click.pass_obj
 def image(
     context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], model: str, image_name: str

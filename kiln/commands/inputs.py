@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+from kiln.commands import complete
 from kiln.commands.context import ALLOW, SET, STACK, Context
 from kiln.console import megabytes
 from kiln.lockfile import lock_path, read_lock
@@ -19,7 +20,11 @@ from kiln.session import Choice
 @click.option("--save", is_flag=True, help="Write what --set chooses into the pins, and lock those.")
 @click.option("--upgrade", is_flag=True, help="Resolve wheels and packages anew although their pins did not change.")
 @click.option(
-    "--accept-moved", multiple=True, metavar="NAME", help="Lock this component although its tag moved. Repeatable."
+    "--accept-moved",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete.components,
+    help="Lock this component although its tag moved. Repeatable.",
 )
 @click.pass_obj
 def lock(
@@ -112,7 +117,7 @@ def fetch(context: Context, stack: str, sets: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("stack", required=False)
+@click.argument("stack", required=False, shell_complete=complete.stacks)
 @SET
 @ALLOW
 @click.option("--ask", is_flag=True, help="Fetch the histories that decide, where they are not in the cache.")

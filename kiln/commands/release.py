@@ -120,7 +120,7 @@ def publish(
     lines.append(f"record      releases/{stack}.toml: commit it, so that others can pull what it names")
     context.result(
         "\n".join(lines),
-        {"schema_version": 1, "releases": [{**_plain(new.release), "tags": list(new.tags)} for new in done]},
+        {"releases": [{**_plain(new.release), "tags": list(new.tags)} for new in done]},
     )
 
 
@@ -331,7 +331,6 @@ def _plain(release: Release) -> dict[str, Any]:
 def _data(pulled: Pulled, release: Release | None) -> dict[str, Any]:
     said = {**pulled.said, "checked": vars(pulled.said["checked"])}
     return {
-        "schema_version": 1,
         "place": pulled.place,
         "digest": pulled.digest,
         "labels": dict(pulled.labels),

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from kiln.commands import complete
 from kiln.commands.context import Context
 from kiln.errors import UsageError
 
@@ -15,7 +16,14 @@ FORMATS = ("terminal", "junit", "markdown", "annotations", "html")
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=complete.reports,
+)
 @click.option("--format", "form", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True)
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of standard output."

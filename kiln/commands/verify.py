@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiln.commands import complete
 from kiln.commands.context import ALLOW, MODEL, SET, Context
 from kiln.errors import EngineError, ForeignImageError, UsageError
 from kiln.levels import BACKENDS, LEVELS, Backend, Level, Scope
 from kiln.proof import Reported
+from kiln.store import write_whole
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("target", metavar="STACK|IMAGE")
+@click.argument("target", metavar="STACK|IMAGE", shell_complete=complete.targets)
 @SET
 @ALLOW
 @MODEL
@@ -50,9 +52,23 @@ if TYPE_CHECKING:
     help="The folder with the data of the gates' task: gsm8k's train.jsonl and test.jsonl (docs/gates.md).",
 )
 @click.option(
+    "--image",
+    "image_name",
+    metavar="NAME",
+    default="",
+    shell_complete=complete.images,
+    help="Look at this image of the STACK alone.",
+)
+@click.option(
+    "--reports",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the reports to this folder too, a file for each image, IMAGE.json.",
+)
+@click.option(
     "--as",
     "as_",
     metavar="STACK/IMAGE",
+    shell_complete=complete.stack_images,
     default="",
     help="Compare an IMAGE with this image of the pins, whatever its labels say.",
 )
@@ -67,6 +83,8 @@ def verify(
     backend: Backend,
     require: Level | None,
     data: Path | None,
+    image_name: str,
+    reports: Path | None,
     as_: str,
 ) -> None:
     """Look at the built images of a STACK, or at an IMAGE of the engine or a registry, and write the reports.
@@ -90,25 +108,39 @@ def verify(
         if target in context.workspace.stacks():
             if as_:
                 raise UsageError(f"{target} is a stack, and --as goes with an image", fix="leave --as out")
-            ready = of_stack(context, target, Choice(sets, allow, model))
-            images = ready.rendered
+            ready = of_stack(context, target, Choice(sets, allow, model), image_name)
+            images = tuple(one for one in ready.rendered if image_name in ("", one.image.name))
         else:
+            if image_name:
+                raise UsageError(
+                    "--image goes with a stack", fix="say which image of the pins it is with --as STACK/IMAGE"
+                )
             context, ready, images = _of_image(context, target, as_, Choice(sets, allow, model))
-        reports = [
+        looked = [
             look(context, ready, rendered, built, scope, data)
             for rendered, built in zip(images, ready.images, strict=True)
         ]
-    show_reports(context, reports, require)
+    if reports:
+        for one in looked:
+            write_whole(reports / f"{one.report['subject']['image']}.json", one.path.read_text(encoding="utf-8"))
+    show_reports(context, looked, require)
 
 
-def of_stack(context: Context, stack: str, choice: Choice) -> BuiltStack:
-    """The images of a stack that were built here. Raises EngineError where one was not."""
+def of_stack(context: Context, stack: str, choice: Choice, only: str = "") -> BuiltStack:
+    """The stack with its images that were built here: all, or the one called ``only``.
+
+    Raises EngineError where one of these was not built, UsageError where the stack has no image of that name.
+    """
     from kiln.build import known_build
     from kiln.session import BuiltStack
 
     pins, found, images, _ = context.session.ready(stack, choice)
+    wanted = tuple(rendered for rendered in images if only in ("", rendered.image.name))
+    if not wanted:
+        names = ", ".join(rendered.image.name for rendered in images)
+        raise UsageError(f"the stack {stack!r} has no image {only!r}", fix=f"one of: {names}")
     engine = context.session.engine
-    pairs = [(rendered, known_build(context.workspace, rendered, engine)) for rendered in images]
+    pairs = [(rendered, known_build(context.workspace, rendered, engine)) for rendered in wanted]
     missing = [rendered.image.name for rendered, built in pairs if built is None]
     if missing:
         raise EngineError(

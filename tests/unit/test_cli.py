@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
-from kiln.cli import cli, run
+from kiln.cli import run
 from kiln.errors import DiskFullError, InterruptedByUserError, KilnError, error_classes
 from kiln.workspace import Workspace
+from tests.commands import every_command
 
-
-def commands(group: click.Group = cli, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every command that does something, as it is typed."""
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None, name
-        if isinstance(command, click.Group):
-            yield from commands(command, (*words, name))
-        else:
-            yield (*words, name)
-
-
-COMMANDS = list(commands())
+COMMANDS = list(every_command())
 
 
 def test_the_commands_are_those_that_are_documented() -> None:
