@@ -25,7 +25,7 @@ class UnknownVllmCodeError(SwitchError):
     def __init__(self, symbol: str, vllm_version: str, why: str) -> None:
         super().__init__(
             f"kiln-vllm-mhc-switch does not know this code: {symbol} of vLLM {vllm_version}: "
-            f"{why}. It knows vLLM 0.25 to 0.33 on ROCm and 0.32 on a CPU. Use one of those, or set "
+            f"{why}. It knows vLLM 0.25 to 0.33 on ROCm, 0.30 to 0.33 on a CPU. Use one of those, or set "
             f"VLLM_PLUGINS to leave the plugin kiln_mhc_switch out."
         )
 

@@ -58,7 +58,9 @@ def install(setting: Setting, vllm_package: ModuleType, vllm_version: str) -> No
     from vllm import envs
 
     if settings.known_to_vllm(envs.environment_variables):
-        logger.info("kiln-mhc: not active, vLLM %s has the switch itself platform=rocm", vllm_version)
+        logger.info(
+            "kiln-mhc: not active, vLLM %s has the switch itself platform=rocm", vllm_version
+        )
         return
     known = rocm_source.check(Sources.of_package(vllm_package.__path__, vllm_version))
     if setting.fused:

@@ -46,12 +46,12 @@ _PRE: Final = (
     _BLOCKS_OF_4,
     f"{_SUPPORTED}(residual, norm_weight, supports_norm=HAS_AITER_MHC_PRE_NORM)",
 )
-_FUSED: Final = (
-    _BLOCKS_OF_4,
-    f"HAS_AITER_MHC_FUSED and {_SUPPORTED}(residual, norm_weight, supports_norm=HAS_AITER_MHC_FUSED_NORM)",
-)
+_FUSED_NORM: Final = "(residual, norm_weight, supports_norm=HAS_AITER_MHC_FUSED_NORM)"
+_FUSED: Final = (_BLOCKS_OF_4, f"HAS_AITER_MHC_FUSED and {_SUPPORTED}{_FUSED_NORM}")
+_DELAYED_FLAG: Final = "HAS_AITER_MHC_FUSED_POST_PRE_DELAYED_RMS_NORM"
+_DELAYED_NORM: Final = f"{_SUPPORTED}(residual, norm_weight, supports_norm=True)"
 _DELAYED: Final = (
-    f"HAS_AITER_MHC_FUSED_POST_PRE_DELAYED_RMS_NORM and x is None and (norm_weight is not None) and {_SUPPORTED}(residual, norm_weight, supports_norm=True)",
+    f"{_DELAYED_FLAG} and x is None and (norm_weight is not None) and {_DELAYED_NORM}",
     f"x is None and norm_weight is None and {_SUPPORTED}(residual, None, supports_norm=False)",
 )
 _TILELANG_WAYS: Final = (
@@ -128,7 +128,10 @@ def check(sources: Sources) -> Known:
 
 def _check_flags(sources: Sources) -> tuple[str, ...]:
     """The two flags, what TileLang's depends on, and the flags that follow AITER's."""
-    for name, value in ((AITER, "is_aiter_found_and_supported()"), (TILELANG, "_has_tilelang_mhc()")):
+    for name, value in (
+        (AITER, "is_aiter_found_and_supported()"),
+        (TILELANG, "_has_tilelang_mhc()"),
+    ):
         found = ast.unparse(sources.assigned(LAYERS, name))
         if found != value:
             raise sources.unknown(LAYERS, name, f"it is {found}, not {value}")
@@ -147,7 +150,10 @@ def _check_flags(sources: Sources) -> tuple[str, ...]:
         derived.append(name)
     if any(isinstance(n, ast.Name) and n.id == _SUPPORTED for n in ast.walk(tree)):
         match sources.function(LAYERS, _SUPPORTED).body:
-            case [*_, ast.Return(value=ast.BoolOp(op=ast.And(), values=[ast.Name(id=name), *_]))] if name == AITER:
+            case [
+                *_,
+                ast.Return(value=ast.BoolOp(op=ast.And(), values=[ast.Name(id=name), *_])),
+            ] if name == AITER:
                 pass
             case _:
                 raise sources.unknown(LAYERS, _SUPPORTED, f"it does not ask {AITER} first")
@@ -175,7 +181,9 @@ def _check_operator(sources: Sources, operator: Operator) -> tuple[Branch, ...]:
     function = sources.function(LAYERS, operator.method)
     found = branches(function)
     rest = (Branch(TILELANG, f"{operator.stem}_tilelang"), Branch("", "forward_native"))
-    known = [(Branch(test, f"{operator.stem}_aiter"), *rest) for test in operator.to_aiter]
+    known: list[tuple[Branch, ...]] = [
+        (Branch(test, f"{operator.stem}_aiter"), *rest) for test in operator.to_aiter
+    ]
     if operator.may_lack_aiter:
         known.append(rest)
     if found not in known:
@@ -191,14 +199,11 @@ def _check_operator(sources: Sources, operator: Operator) -> tuple[Branch, ...]:
 
 def _check_other_operators(sources: Sources) -> None:
     """Nothing else in the module leads to an AITER kernel, but for V4.1's operator as known."""
-    for node in sources.tree(LAYERS).body:
-        for inner in node.body if isinstance(node, ast.ClassDef) else ():
-            if not isinstance(inner, ast.FunctionDef):
-                continue
-            name = f"{node.name}.{inner.name}" if isinstance(node, ast.ClassDef) else inner.name
-            if name == _DELAYED_METHOD:
-                sources.saw(LAYERS, name)
-            elif name in {one.method for one in OPERATORS}:
+    classes = [node for node in sources.tree(LAYERS).body if isinstance(node, ast.ClassDef)]
+    for node in classes:
+        for inner in (one for one in node.body if isinstance(one, ast.FunctionDef)):
+            name = f"{node.name}.{inner.name}"
+            if name in {one.method for one in OPERATORS}:
                 continue
             for branch in branches(inner):
                 if branch.kernel.endswith("_aiter") and (
@@ -226,7 +231,6 @@ def _check_layer(sources: Sources) -> None:
         raise sources.unknown(MODEL, AITER, f"it is asked outside {LAYER}.__init__")
     if uses(tree, FLAG, ast.Store) != 1:
         raise sources.unknown(MODEL, f"{LAYER}.{FLAG}", "it is not stored once")
-    _check_forward(sources)
     for name, needed, foreign in (
         ("hc_pre", {"mhc_pre"}, {"mhc_post", "mhc_fused_post_pre"}),
         ("hc_post", {"mhc_post"}, {"mhc_pre", "mhc_fused_post_pre"}),
@@ -237,6 +241,7 @@ def _check_layer(sources: Sources) -> None:
         if not needed <= called or foreign & called:
             why = f"it calls {', '.join(sorted(called)) or 'nothing'}"
             raise sources.unknown(MODEL, f"{LAYER}.{name}", why)
+    _check_forward(sources)
 
 
 def _check_forward(sources: Sources) -> None:
@@ -246,8 +251,16 @@ def _check_forward(sources: Sources) -> None:
     to run beside one.
     """
     forward = sources.function(MODEL, f"{LAYER}.forward")
-    body = [n for n in forward.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    if body and isinstance(body[0], ast.If) and ast.unparse(body[0].test) == "self.mono is not None":
+    body = [
+        n
+        for n in forward.body
+        if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+    ]
+    if (
+        body
+        and isinstance(body[0], ast.If)
+        and ast.unparse(body[0].test) == "self.mono is not None"
+    ):
         body = body[1:]
     match body:
         case [
@@ -297,7 +310,9 @@ def _check_environment(sources: Sources) -> None:
     factors = sources.function(ENVS, "compile_factors")
     loops = [ast.unparse(n.iter) for n in ast.walk(factors) if isinstance(n, ast.For)]
     if "environment_variables.items()" not in loops:
-        raise sources.unknown(ENVS, "compile_factors", "it does not go through environment_variables")
+        raise sources.unknown(
+            ENVS, "compile_factors", "it does not go through environment_variables"
+        )
     if any(isinstance(n, ast.Constant) and n.value == VARIABLE for n in ast.walk(factors)):
         raise sources.unknown(ENVS, "compile_factors", f"it leaves {VARIABLE} out")
 
@@ -332,4 +347,7 @@ def _stored(function: Function) -> Iterator[tuple[str, str]]:
 
 
 def _shown(found: Iterable[Branch]) -> str:
-    return "; ".join(f"{one.kernel} if {one.test}" if one.test else one.kernel for one in found) or "nothing"
+    return (
+        "; ".join(f"{one.kernel} if {one.test}" if one.test else one.kernel for one in found)
+        or "nothing"
+    )
