@@ -12,7 +12,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: bench help image base serving gates verify lock fetch render plan audit advisories rehearse corpus publish pull engine-down tools dev chromium registry faults fuzz test test-fast lint clean
+.PHONY: bench contract help image base serving gates verify lock fetch render plan audit advisories rehearse corpus publish pull engine-down tools dev chromium registry faults fuzz test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,10 @@ rehearse: tools dev ## build the ROCm images from stand-ins for their upstreams:
 
 corpus: dev ## seeded defects in images, wheels, logs, servers and operators, each caught by its check; WORDS=part of a name, JSON=1
 	@$(DEVPYTHON) -m tests.corpus $(if $(JSON),--json) $(WORDS)
+
+contract: dev ## the mHC switch against the real sources of vLLM's releases: fetched by checksum, their dispatch run, every symbol taken out once
+	@$(DEVPYTHON) -m tests.contract
+	@KILN_CONTRACT=1 $(PYTEST) -q tests/contract
 
 bench: dev ## how long Kiln takes beside what one would do by hand (minutes to an hour); FIGURES=names, RUNS=5
 	@$(DEVPYTHON) -m tests.bench $(if $(RUNS),--runs $(RUNS)) $(FIGURES)

@@ -193,12 +193,20 @@ def _contradictions(evidence: Evidence, setting: Setting, module_path: str) -> l
                 found.append(
                     f"{name}, line {worker.first('tilelang')}: TileLang compiled {kernels}: its mHC kernels ran, not AITER's"
                 )
-        wanted = "unfused" if setting == "aiter" else "fused"
         for line in worker.kiln:
             way = match[1] if (match := _KILN_PATH.search(line)) else ""
-            if {"fused", "unfused"} & set(way.split(",")) - {wanted}:
+            if any(_other_way(part, setting) for part in way.split(",")):
+                wanted = {"aiter": "unfused", "tilelang": "fused"}[setting] if "-" not in way else f"{setting}'s"
                 found.append(f"{name}, line {worker.first('kiln')}: the plugin says path={way}, not {wanted}")
     return found
+
+
+def _other_way(path: str, setting: Setting) -> bool:
+    """Whether a path that the plugin names is not the setting's: ``aiter-fused`` names whose kernels, a plain ``fused`` the way alone."""
+    makers, named, _ = path.rpartition("-")
+    if named:
+        return makers != setting or (setting == "tilelang" and path != "tilelang-fused")
+    return path == ("fused" if setting == "aiter" else "unfused")
 
 
 def _built(worker: Worker) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -211,8 +211,8 @@ class _Files:
 
 
 def switch(doc: Document, *, needed: bool) -> Outcome:
-    """Something in the image knows the variable that chooses the mHC path, and acts on it: vLLM itself, or (on a CPU alone) the plugin, which must know
-    the source that it hooks."""
+    """Something in the image knows the variable that chooses the mHC path, and acts on it: vLLM itself, or the plugin, which must know the sources
+    that it hooks on the image's platform."""
     found = section(doc, "switch")
     if isinstance(found, Outcome):
         return found
@@ -223,14 +223,27 @@ def switch(doc: Document, *, needed: bool) -> Outcome:
         "readers": found["readers"],
         "plugins": [one["target"] for one in found["plugins"]],
     }
-    broken = _broken_plugins(plugins, on_rocm=is_rocm(doc))
-    if broken:
-        return failed("\n".join(broken), **evidence)
+    gone = [
+        f"{one['target']} of {PLUGIN} is not in the image; install the plugin anew"
+        for one in plugins
+        if not one["there"]
+    ]
+    platform = "rocm" if is_rocm(doc) else "cpu"
+    unknown = [
+        f"{PLUGIN} does not hold with this vLLM: {one['broken'][platform]}"
+        for one in plugins
+        if one["broken"][platform]
+    ]
+    # On ROCm the plugin leaves a vLLM alone that has the switch itself; a rehearsal's vLLM has no sources.
+    if platform == "rocm" and (found["in_vllm"] or (is_rehearsal(doc) and not found["envs"])):
+        unknown = []
+    if gone or unknown:
+        return failed("\n".join(gone + unknown), **evidence)
     if found["in_vllm"]:
         if not found["readers"]:
             return failed(f"{envs} defines {variable}, and no model code of this vLLM asks for it", **evidence)
         return passed(f"{envs} defines {variable}; {', '.join(found['readers'])} asks for it", **evidence)
-    if plugins and not is_rocm(doc):
+    if plugins and not (is_rehearsal(doc) and not found["envs"]):
         return passed(f"{PLUGIN} is installed and knows this vLLM: {plugins[0]['target']}", **evidence)
     if not needed:
         return skipped(f"nothing in the image knows {variable}, and no setting of it needs that", **evidence)
@@ -238,23 +251,8 @@ def switch(doc: Document, *, needed: bool) -> Outcome:
         return skipped("a rehearsal: the stand-in for vLLM has no envs.py", **evidence)
     if not found["envs"]:
         return errored(f"{envs} is not there, so whether vLLM knows {variable} cannot be said", **evidence)
-    lacking = (
-        f"{PLUGIN} switches vLLM's CPU models alone: pin a vLLM that has the switch"
-        if plugins
-        else f"{PLUGIN} is not installed: pin a vLLM that has it, or add the plugin"
-    )
+    lacking = f"{PLUGIN} is not installed: pin a vLLM that has the switch, or add the plugin"
     return failed(f"{envs} does not define {variable}, and {lacking}", **evidence)
-
-
-def _broken_plugins(plugins: Sequence[Mapping[str, Any]], *, on_rocm: bool) -> list[str]:
-    """What is wrong with the switch plugin; on ROCm it hooks nothing, so what it knows of the CPU's code is no matter there."""
-    gone = [
-        f"{one['target']} of {PLUGIN} is not in the image; install the plugin anew"
-        for one in plugins
-        if not one["there"]
-    ]
-    unknown = [f"{PLUGIN} does not hold with this vLLM: {one['broken']}" for one in plugins if one["broken"]]
-    return gone + ([] if on_rocm else unknown)
 
 
 def provenance(doc: Document, lock: Lock, labels: Mapping[str, str]) -> Outcome:

@@ -14,8 +14,7 @@ from inspection.sources import Code
 
 SWITCH: Final = "VLLM_ROCM_USE_TILELANG_MHC"
 PLUGIN: Final = "kiln-vllm-mhc-switch"
-# What that plugin hooks.
-HOOKED: Final = ("models", "deepseek_v4", "cpu", "model.py")
+PLATFORMS: Final = ("cpu", "rocm")
 
 
 def switch(image: Image) -> dict[str, Any]:
@@ -30,7 +29,8 @@ def switch(image: Image) -> dict[str, Any]:
         for point in one.said.entry_points:
             if point.group == "vllm.general_plugins":
                 module = code.file(point.value.partition(":")[0])
-                broken = _contract(module.parent, start.parent) if module and one.name == PLUGIN else ""
+                ours = module is not None and one.name == PLUGIN
+                broken = {name: _contract(module.parent, start.parent, name) if ours else "" for name in PLATFORMS}
                 plugins.append({"distribution": one.name, "name": point.name, "target": point.value, "there": module is not None, "broken": broken})
     return {
         "variable": SWITCH,
@@ -42,18 +42,14 @@ def switch(image: Image) -> dict[str, Any]:
     }
 
 
-def _contract(plugin: Path, vllm: Path) -> str:
-    """What the plugin's own check of the source it hooks says, in words; nothing where it knows that source.
+def _contract(plugin: Path, vllm: Path, platform: str) -> str:
+    """What the plugin's own check of the sources it hooks on a platform says, in words; nothing where it knows them.
 
-    Its checking module is run by itself, on text: it imports nothing but its own errors, and nothing of vLLM's.
+    It is run by itself, on files: it imports nothing but its own checks, and nothing of vLLM's.
     """
-    source = vllm.joinpath(*HOOKED)
-    if not source.is_file():
-        return f"{'/'.join(HOOKED)} is not in this vLLM"
-    program = "import sys; sys.path.insert(0, sys.argv[1]); from kiln_vllm_mhc_switch.platforms import cpu_source; cpu_source.check_source(sys.stdin.read(), 'in the image')"
+    program = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('kiln_vllm_mhc_switch.contract', run_name='__main__', alter_sys=True)"
     done = subprocess.run(
-        [sys.executable, "-I", "-B", "-c", program, str(plugin.parent)],
-        input=source.read_text(encoding="utf-8"),
+        [sys.executable, "-I", "-B", "-c", program, str(plugin.parent), platform, str(vllm)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -271,6 +271,31 @@ def test_what_proves_nothing_is_no_proof(text: str) -> None:
     assert look({"cache": "empty", "setting": "tilelang"}, [ENGINE, line])[1].status == "fail"
 
 
+@pytest.mark.parametrize(
+    ("path", "setting", "agrees"),
+    [
+        ("aiter-unfused", "aiter", True),
+        ("aiter-fused", "aiter", True),
+        ("tilelang-fused", "aiter", False),
+        ("tilelang-unfused", "aiter", False),
+        ("native-unfused", "aiter", False),
+        ("aiter+tilelang-fused", "aiter", False),
+        ("tilelang-fused", "tilelang", True),
+        ("tilelang-unfused", "tilelang", False),
+        ("aiter-fused", "tilelang", False),
+        ("aiter-fused,tilelang-fused", "tilelang", False),
+    ],
+)
+def test_the_plugin_names_whose_kernels_a_model_has(path: str, setting: str, agrees: bool) -> None:
+    said = f"(EngineCore pid=29) kiln-mhc: path={path} requested=default env=X:unset platform=rocm vllm=0.33.0"
+    proof = (
+        IMPORT if setting == "aiter" else "TileLang begins to compile kernel `mhc_fused_tilelang` with `out_idx=None`"
+    )
+    outcome = look({"cache": "empty", "setting": setting}, [ENGINE, f"(EngineCore pid=29) {proof}", said])[1]
+    assert outcome.status == ("pass" if agrees else "fail")
+    assert agrees or f"the plugin says path={path}, not {setting}'s" in outcome.summary
+
+
 def test_names_come_from_the_line_before_only() -> None:
     header = "[aiter INFO] 2026-06-02 10:01:00.123 - VllmWorker-0:57 - /a/core.py:581 - get_module_custom_op"
     assert [(piece.name, piece.pid) for piece in pieces([header, "one", "two"])] == [

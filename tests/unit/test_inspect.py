@@ -133,7 +133,7 @@ PLUGIN = {
     "name": "kiln_mhc_switch",
     "target": "k.plugin:register",
     "there": True,
-    "broken": "",
+    "broken": {"cpu": "", "rocm": ""},
 }
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     # the section, what is otherwise in it, the status, words of the summary
@@ -170,7 +170,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("files", {"variables": ["HF_TOKEN"]}, "fail", "HF_TOKEN: is a variable of the first process"),
     ("files", {"unseen": [{"path": "/tmp", "why": "something is mounted over it"}]}, "error", "/tmp: could not look: something is mounted"),
     ("switch", {"in_vllm": False}, "fail", "/site/vllm/envs.py does not define VLLM_X, and kiln-vllm-mhc-switch is not installed"),
-    ("switch", {"in_vllm": False, "plugins": [PLUGIN]}, "fail", "switches vLLM's CPU models alone"),
+    ("switch", {"in_vllm": False, "plugins": [PLUGIN | {"broken": {"cpu": "", "rocm": "no HAS_X"}}]}, "fail", "does not hold with this vLLM: no HAS_X"),
     ("switch", {"plugins": [{**PLUGIN, "there": False}]}, "fail", "k.plugin:register of kiln-vllm-mhc-switch is not in the image"),
     ("switch", {"readers": []}, "fail", "/site/vllm/envs.py defines VLLM_X, and no model code of this vLLM asks for it"),
     ("switch", {"in_vllm": False, "envs": False}, "error", "/site/vllm/envs.py is not there"),
@@ -267,12 +267,32 @@ def test_the_plugin_switches_on_a_cpu(doc: dict[str, Any]) -> None:
     doc["app"]["provenance"] = None
     doc["switch"] |= {"in_vllm": False, "plugins": [PLUGIN]}
     assert inspect.switch(doc, needed=True).status == "pass"
-    doc["switch"]["plugins"] = [PLUGIN | {"broken": "UnknownVllmCodeError: it is not there"}]
+    doc["switch"]["plugins"] = [PLUGIN | {"broken": {"cpu": "UnknownVllmCodeError: it is not there", "rocm": ""}}]
     outcome = inspect.switch(doc, needed=True)
     assert outcome.status == "fail"
     assert "does not hold with this vLLM: UnknownVllmCodeError: it is not there" in outcome.summary
+    doc["switch"]["plugins"] = [PLUGIN | {"broken": {"cpu": "", "rocm": "the GPU's code is no matter here"}}]
+    assert inspect.switch(doc, needed=True).status == "pass"
     doc["switch"]["plugins"] = []
     assert inspect.switch(doc, needed=False).status == "skip"
+    assert inspect.switch(doc, needed=True).status == "fail"
+
+
+def test_the_plugin_switches_on_rocm(doc: dict[str, Any]) -> None:
+    cpu_alone = PLUGIN | {"broken": {"cpu": "the CPU's code is no matter here", "rocm": ""}}
+    unknown = PLUGIN | {"broken": {"cpu": "", "rocm": "UnknownVllmCodeError: it is not there"}}
+    doc["switch"] |= {"in_vllm": False, "plugins": [cpu_alone]}
+    assert inspect.switch(doc, needed=True).status == "pass"
+    doc["switch"]["plugins"] = [unknown]
+    assert inspect.switch(doc, needed=True).status == "fail"
+    # A vLLM that has the switch itself is left alone, known or not.
+    doc["switch"]["in_vllm"] = True
+    assert inspect.switch(doc, needed=True).status == "pass"
+    # A stand-in for vLLM has no sources that the plugin could know.
+    doc["switch"] |= {"in_vllm": False, "envs": False}
+    doc["app"]["provenance"]["rehearsal"] = True
+    assert inspect.switch(doc, needed=True).status == "skip"
+    doc["switch"]["plugins"] = [unknown | {"there": False}]
     assert inspect.switch(doc, needed=True).status == "fail"
 
 

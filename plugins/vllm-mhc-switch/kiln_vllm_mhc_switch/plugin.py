@@ -12,19 +12,20 @@ import os
 
 from kiln_vllm_mhc_switch import setting as settings
 from kiln_vllm_mhc_switch.errors import NotActiveHereError
-from kiln_vllm_mhc_switch.platforms import cpu
+from kiln_vllm_mhc_switch.platforms import cpu, rocm
 
 logger = logging.getLogger("vllm.kiln.mhc")
 
-PLATFORMS = (cpu,)
+PLATFORMS = (cpu, rocm)
 
 
 def register() -> None:
     """Install the switch for the platform that vLLM runs on. Idempotent.
 
     Raises a :class:`~kiln_vllm_mhc_switch.errors.SwitchError`: the variable's value is neither
-    on nor off; it is set on a platform this package does not switch; or the code to hook is not
-    what this package knows, whether the variable is set or not.
+    on nor off; it is set on a platform this package does not switch, or asks for kernels that are
+    not there or wrong on this GPU; or the code to hook is not what this package knows, whether the
+    variable is set or not.
     """
     import vllm
     from vllm import envs
@@ -46,7 +47,7 @@ def register() -> None:
     if setting.raw is not None:
         raise NotActiveHereError(
             f"{settings.VARIABLE}={setting.raw} is set, but kiln-vllm-mhc-switch does not switch "
-            f"vLLM {version} on the platform {name!r} (only: cpu), so it would have no effect: "
+            f"vLLM {version} on the platform {name!r} (only: cpu, rocm), so it would have no effect: "
             f"unset it, or use a vLLM that has the switch itself"
         )
     logger.info("kiln-mhc: not active on this platform platform=%s vllm=%s", name, version)

@@ -224,6 +224,7 @@ FILES = {
         "class Platform:\n"
         "    device_type = 'cpu'\n"
         "    def is_cpu(self): return self.device_type == 'cpu'\n"
+        "    def is_rocm(self): return False\n"
         "current_platform = Platform()\n"
     ),
     "vllm/forward_context.py": (
