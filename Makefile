@@ -107,8 +107,11 @@ faults: dev registry ## break what is fetched, pushed and pulled on its way, and
 fuzz: dev ## feed every reader with damaged documents, RUNS=100000 of them: none may end in a traceback
 	@$(DEVPYTHON) -m tests.fuzz $(if $(RUNS),--runs $(RUNS))
 
+# One release of each way in which vLLM takes AITER's mHC kernels: unfused, fused, and with 0.33's monokernel beside it.
+SOURCES = 0.25.0 0.29.0 0.33.0
 test: dev lint chromium registry ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end
-	@$(PYTEST) --durations=5 tests
+	@$(DEVPYTHON) -m tests.contract --fetch $(SOURCES)
+	@KILN_CONTRACT="$(SOURCES)" $(PYTEST) --durations=5 tests
 
 lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is current
 	@.kiln/venv-dev/bin/ruff check .

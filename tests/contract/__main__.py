@@ -1,6 +1,7 @@
 """``make contract``: fetch the releases' sources, ask the switch about each, run their dispatch, and write the page with the table.
 
 python -m tests.contract                    all releases of releases.toml
+python -m tests.contract --fetch VERSION …  only the sources of these
 python -m tests.contract --vllm VERSION     one release, in the table or not: does the switch hold, and if not, which symbol is it?
 """
 
@@ -24,14 +25,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.contract", description="The mHC switch against the sources of vLLM's releases."
     )
+    parser.add_argument("--fetch", nargs="+", metavar="VERSION", help="only fetch the sources of these releases")
     parser.add_argument("--vllm", metavar="VERSION", help="only this release, for example 0.34.0")
     arguments = parser.parse_args(argv)
     known = {one.version: one for one in releases()}
     try:
         chosen = [known.get(arguments.vllm) or unlisted(arguments.vllm)] if arguments.vllm else list(known.values())
+        if arguments.fetch:
+            chosen = [one for one in chosen if one.version in arguments.fetch]
         for one in chosen:
             if not cached(one):
                 fetch(one)
+        if arguments.fetch:
+            return 0
         held = [_held(one) for one in chosen]
         if arguments.vllm:
             return 0 if held[0] else 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.conftest import have
 from tests.contract.mutate import mutations
 from tests.contract.sources import PROJECT, Release, cached, releases
 
@@ -31,7 +32,8 @@ def checked(release: Release, replaced: dict[str, str] | None = None, whole: Sou
 
 
 @pytest.fixture
-def release(request: pytest.FixtureRequest, need_sources: None) -> Release:
+def release(request: pytest.FixtureRequest) -> Release:
+    have(request.param)
     return request.param  # type: ignore[no-any-return]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.contract import fork, table
+from tests.contract.conftest import have
 from tests.contract.sources import Release, releases
 
 RELEASES = [one for one in releases() if one.version != "0.21.0"]
@@ -21,7 +22,8 @@ def results_of(release: Release) -> dict[str, Any]:
 
 
 @pytest.fixture(params=[pytest.param(one, id=one.version) for one in RELEASES])
-def release(request: pytest.FixtureRequest, need_sources: None) -> Release:
+def release(request: pytest.FixtureRequest) -> Release:
+    have(request.param)
     return request.param  # type: ignore[no-any-return]
 
 
