@@ -15,6 +15,7 @@ from kiln.engine import Engine, image_digest
 from kiln.errors import UpstreamError
 from kiln.lockentries import BaseImage
 from kiln.process import run
+from kiln.torn import docker_pull
 
 STATUS = "/var/lib/dpkg/status"
 PULL_SECONDS = 6 * 3600
@@ -36,7 +37,7 @@ def ensure_base(engine: Engine, config: Config, image: BaseImage, console: Conso
         return name
     place = f"{config.mirrored(image.name)}@{image.digest}"
     console.step(f"pulling the base image {place}")
-    done = run(["docker", "pull", "--quiet", place], env=engine.environment, timeout=PULL_SECONDS)
+    done = docker_pull(engine, place, PULL_SECONDS)
     if done.code != 0:
         raise UpstreamError(f"the base image {image.name}:{image.tag} could not be pulled", why=done.tail(3))
     run(["docker", "tag", place, name], env=engine.environment)

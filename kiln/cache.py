@@ -35,6 +35,7 @@ from kiln.render import Rendered
 from kiln.restored import FOLDER, NOTHING_GIVEN, Entry, Given, unneeded_contexts, write_bake_file
 from kiln.stages import Node, restorable
 from kiln.store import Store
+from kiln.torn import docker_pull
 from kiln.workspace import Workspace
 
 TRANSFER_SECONDS = 6 * 3600
@@ -137,7 +138,7 @@ class Cache:
         form.require_image(where, config, rendered.labels)
         self.console.step(f"pulling {name} from the cache: key {key[:16]}, {digest[:19]}…")
         place, reference = f"{self.repository.place}@{digest}", reference_of(rendered)
-        done = self._docker("pull", "--quiet", place)
+        done = docker_pull(self.engine, place, TRANSFER_SECONDS)
         if done.code != 0:
             kind = CacheEntryError if _speaks_of_bytes(done.output) else UpstreamError
             raise kind(f"the cached image {where} could not be pulled", why=done.tail(3))

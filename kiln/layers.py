@@ -61,7 +61,7 @@ def read_layers(engine: Engine, reference: str, digest: str, names: tuple[str, .
 def manifest_text(engine: Engine, reference: str, digest: str) -> bytes:
     """The manifest of an image in the engine, byte by byte. Raises EngineError where the engine does not give it."""
     sha256 = digest.removeprefix("sha256:")
-    for folder in _content_folders(engine):
+    for folder in content_folders(engine):
         try:
             text = (folder / sha256).read_bytes()
         except OSError:
@@ -77,7 +77,8 @@ def manifest_text(engine: Engine, reference: str, digest: str) -> bytes:
     )
 
 
-def _content_folders(engine: Engine) -> list[Path]:
+def content_folders(engine: Engine) -> list[Path]:
+    """Where the blobs of the engine may lie: below its own folder, and a system's containerd."""
     info = get_json(engine.socket, "/info") or {}
     own = Path(str(info.get("DockerRootDir", ""))) / "containerd" / "daemon"
     return [own / _CONTENT, _SYSTEM_CONTAINERD / _CONTENT]

@@ -15,6 +15,7 @@ from kiln.process import run
 from kiln.registry import tag_digest
 from kiln.registryclient import INDEXES
 from kiln.render import LABEL
+from kiln.torn import docker_pull
 
 PULL_SECONDS = 2 * 3600
 ASK_SECONDS = 60
@@ -123,7 +124,7 @@ def _pulled(
         )
     place = f"{config.mirrored(name)}@{_of_platform(engine, f'{config.mirrored(name)}@{digest}', digest)}"
     console.step(f"pulling {place}")
-    done = run(["docker", "pull", "--quiet", place], env=engine.environment, timeout=PULL_SECONDS)
+    done = docker_pull(engine, place, PULL_SECONDS)
     if done.code != 0:
         raise UpstreamError(f"{place} could not be pulled", why=done.tail(3))
     return place

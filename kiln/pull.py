@@ -23,6 +23,7 @@ from kiln.publish import looked_at, tried
 from kiln.registry import tag_digest
 from kiln.registryclient import Repository
 from kiln.releases import Release
+from kiln.torn import forget_torn
 
 if TYPE_CHECKING:
     from kiln.pins import Pins
@@ -92,6 +93,7 @@ class Puller:
         except (DockerException, RequestException, EngineError) as problem:
             error = getattr(problem, "why", "") or str(problem)
         if any(word in error for word in _OF_BYTES):
+            forget_torn(self.engine, error)
             raise ImageDamagedError(
                 f"a layer of {repository}@{digest} is not what its digest says",
                 why=error,

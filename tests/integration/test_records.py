@@ -83,7 +83,7 @@ def test_an_engine_whose_files_cannot_be_read_gives_the_manifest_too(
     engine = probe(project.host)
     assert isinstance(engine, Engine)
     near = kiln.layers.manifest_text(engine, built["reference"], built["digest"])
-    monkeypatch.setattr(kiln.layers, "_content_folders", lambda _: [])
+    monkeypatch.setattr(kiln.layers, "content_folders", lambda _: [])
     far = kiln.layers.manifest_text(engine, built["reference"], built["digest"])
     assert near == far
     assert f"sha256:{hashlib.sha256(far).hexdigest()}" == built["digest"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import kiln.named
+import kiln.torn
 from kiln.config import Config
 from kiln.console import Console
 from kiln.engine import Engine
@@ -32,6 +33,7 @@ class World:
         monkeypatch.setattr(kiln.named, "image_digest", lambda _, name: self.images[name]["Id"])
         monkeypatch.setattr(kiln.named, "tag_digest", self.tag)
         monkeypatch.setattr(kiln.named, "run", self.run)
+        monkeypatch.setattr(kiln.torn, "run", self.run)
 
     def tag(self, _: Config, name: str, tag: str) -> str:
         if f"{name}:{tag}" not in self.tags:

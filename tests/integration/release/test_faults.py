@@ -230,7 +230,7 @@ def test_a_base_image(machine: Project, registry: Registry, home: Home, operatio
     from kiln.baseimage import ensure_base
     from kiln.config import Config
 
-    engine = probe(PrivateEngine(machine.state).host)
+    engine = probe(PrivateEngine(machine.state).host, private=True)
     assert engine is not None
     assert not hasattr(engine, "reason")
     with proxy_of(registry.host) as proxy:
