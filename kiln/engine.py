@@ -73,6 +73,7 @@ class PrivateEngine:
     ) -> None:
         self.folder = folder or state / "engine"
         self._launcher, self._path = launcher, path
+        self._process: subprocess.Popen[bytes] | None = None
         self.socket = self.folder / "docker.sock"
         self.pid_file = self.folder / "docker.pid"
         self.log = self.folder / "dockerd.log"
@@ -119,7 +120,7 @@ class PrivateEngine:
         console.step(f"starting a private Docker daemon below {self.folder} (stop it with: kiln engine down)")
         environment = {**os.environ, "PATH": f"{self._path}:{os.environ['PATH']}"} if self._path else None
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [str(word) for word in words],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -144,6 +145,15 @@ class PrivateEngine:
 
     def stop(self) -> bool:
         """Stop the daemon, by its own pid; returns whether one ran. Raises EngineError where it will not go."""
+        ran = self._stop()
+        # One that this process started is its child, and stays in the table of processes until somebody asks how it ended.
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+        return ran
+
+    def _stop(self) -> bool:
         pid = self.pid()
         if pid is None:
             return False
