@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiln.commands.context import ALLOW, SET, Context
-from kiln.errors import NotReleasableError, ReportInvalidError, SignatureError, UsageError
+from kiln.errors import (
+    LockMissingError,
+    LockStaleError,
+    NotReleasableError,
+    ReportInvalidError,
+    SignatureError,
+    UsageError,
+)
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
@@ -184,7 +191,6 @@ def pull(
 
 def _release_of(context: Context, stack: str, sets: tuple[str, ...], image: str, *, latest: bool) -> Release:
     """The release that a stack's pins and the command line choose. Raises NotPublishedError, ReleaseRecordError."""
-    from kiln.errors import LockMissingError, LockStaleError
     from kiln.lockfile import read_lock
     from kiln.pull import choose
     from kiln.releases import read_releases
