@@ -208,8 +208,13 @@ class Apt:
         return [by_name[name, version] for name, version, _ in chosen]
 
     def offered(self, names: Iterable[str]) -> list[Deb]:
-        """Every version of these packages that the configured sources offer; of a name that none of them has, nothing."""
+        """Every version of these packages that the configured sources offer; of a name that none of them has, nothing.
+
+        Raises FetchError where apt cannot read its lists.
+        """
         shown = self._call("apt-cache", "show", *names)
+        if shown.code != 0 and "No packages found" not in shown.output:
+            raise FetchError(f"apt could not say what {self.suite} offers", why=_apt_errors(shown))
         return [_deb(stanza) for stanza in shown.output.split("\n\n") if stanza.startswith("Package:")]
 
     def download(self, debs: Sequence[Deb], folder: Path) -> list[Path]:

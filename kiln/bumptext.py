@@ -14,7 +14,8 @@ from kiln.bump import Bump, Unmoved
 from kiln.gitcompare import SourceChange
 
 # Of a list that can be long, so many lines; JSON has all of it.
-SHOWN = 20
+SHOWN = 40
+_OPEN = "open from here on (nothing is built while it is)"
 
 
 def text(bump: Bump) -> str:
@@ -26,7 +27,7 @@ def text(bump: Bump) -> str:
         lines += _section("newest of them", bump.source.commits.subjects)
     elif bump.unknown:
         lines.append(f"the sources are not compared: {bump.unknown}")
-    lines += _pulled_in(bump)
+    lines += [*_pulled_in(bump), *_section(_OPEN, _open(bump))]
     lines += _section(
         "to rebuild", [f"{image}: {name} ({'; '.join(why)})" for image, name, why in bump.rebuild], "nothing"
     )
@@ -49,7 +50,8 @@ def message(bump: Bump) -> str:
         lines += _commits(bump, bump.source)
     elif bump.unknown:
         lines.append(f"the sources were not compared: {bump.unknown}")
-    lines += _pulled_in(bump)
+    # Who did not answer, and by which mirror, is this machine's affair.
+    lines += [*_pulled_in(bump), *_section(_OPEN, [" ".join(entry.label.split()) for entry in bump.opened])]
     if bump.allowed:
         lines.append(f"allowed by whoever made this bump: {', '.join(bump.allowed)}")
     return "\n".join(lines) + "\n"
@@ -134,7 +136,6 @@ def _pulled_in(bump: Bump) -> Iterator[str]:
     yield from _section("advisories entered", [_advisory(one) for one in bump.entered], "none")
     yield from _section("advisories left", [_advisory(one) for one in bump.left], "none")
     yield from _section("also in the lock" if bump.url else "in the lock", bump.locked)
-    yield from _section("open from here on (nothing is built while it is)", list(_open(bump)))
 
 
 def _open(bump: Bump) -> Iterator[str]:

@@ -241,7 +241,7 @@ class _Locking:
 
     def wheels(self, workspace: Workspace) -> tuple[Wheel, ...]:
         holders = [component for component in self.pins.components if component.holds_wheels]
-        absent, as_of = from_source(self.pins), self.pins.as_of
+        absent, as_of = _absent(self.pins), self.pins.as_of
         root = wheel_root(self.pins)
         self.roots["wheels"] = root
         if dict(self.old.roots).get("wheels") == root and not self.upgrade:
@@ -352,7 +352,7 @@ class _Locking:
         self.unresolved.append(Unresolved(kind, name, ref, reason))
 
 
-def from_source(pins: Pins) -> list[str]:
+def _absent(pins: Pins) -> list[str]:
     """The distributions that are built from source, so that no index may bring them."""
     return sorted({name for component in pins.components for name in component.provides})
 
@@ -360,7 +360,7 @@ def from_source(pins: Pins) -> list[str]:
 def wheel_root(pins: Pins) -> str:
     """The checksum over everything in the pins that decides which wheels are chosen."""
     asked = [(item.name, item.wheels, item.requires) for item in pins.components if item.holds_wheels]
-    return digest_of([asked, pins.tools, from_source(pins), pins.python, pins.glibc, pins.as_of])
+    return digest_of([asked, pins.tools, _absent(pins), pins.python, pins.glibc, pins.as_of])
 
 
 def _same_picks(old: Git, component: ComponentPins) -> bool:

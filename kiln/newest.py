@@ -11,9 +11,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from kiln.errors import ResolveError
-from kiln.lockrocm import from_source
 from kiln.pins import ComponentPins, Pins
-from kiln.uv import resolve_for
 from kiln.wheels import resolve
 
 
@@ -67,22 +65,23 @@ def newest_tag(component: ComponentPins, tags: Iterable[str], refused: Callable[
 def newest_wheel(pins: Pins, component: ComponentPins) -> Newest:
     """The newest release of a wheel component's first wheel that the stack's Python can take, by the indexes that pip is configured for.
 
-    Raises ResolveError; HostError where this Python cannot decide for the stack's.
+    Raises ResolveError with pip's own words.
     """
     wanted = Requirement(component.wheels[0])
-    name, (pinned,) = str(canonicalize_name(wanted.name)), (Version(one.version) for one in wanted.specifier)
-    if pins.base:
-        found = resolve_for(pins, [wanted.name], absent=from_source(pins))[name].version
-    else:
-        index = dict(pins.indexes).get(component.index)
-        found = _on_index(pins, wanted.name, [])
-        if index and Version(found).local != pinned.local:
-            found = _on_index(pins, wanted.name, [index])
+    (pinned,) = (Version(one.version) for one in wanted.specifier)
+    index = dict(pins.indexes).get(component.index)
+    found = _on_index(pins, wanted.name, [])
+    if index and Version(found).local != pinned.local:
+        found = _on_index(pins, wanted.name, [index])
     newest = Version(found)
     if newest <= pinned:
         return Newest("", (), f"the newest that the stack's Python can take is {found}")
     if newest.local != pinned.local:
-        return Newest("", ((found, f"is another build than +{pinned.local}"),), "every newer release was passed over")
+        return Newest(
+            "",
+            ((found, f"is another build, and of +{pinned.local} no index that answered has it"),),
+            "every newer release was passed over",
+        )
     return Newest(found)
 
 

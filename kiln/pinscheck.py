@@ -5,9 +5,8 @@ Nothing is changed but one thing: a damaged blob goes, so that the next fetch br
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -37,16 +36,15 @@ from kiln.registryclient import Repository
 from kiln.session import Session
 from kiln.store import Store
 from kiln.uv import offered_files
+from kiln.wheels import resolve
 
 State = Literal["same", "moved", "vanished", "changed", "damaged", "not stored", "not asked"]
 # As they are shown: the worst first.
 STATES: tuple[State, ...] = ("moved", "vanished", "changed", "damaged", "not asked", "not stored", "same")
 # Of those that are as they should be, people want the number alone.
 _COUNTED = ("same", "not stored")
-# What uv says where it could not ask, in place of what it found.
-_NO_ANSWER = re.compile(
-    r"Failed to fetch|error sending request|dns error|timed out|[Cc]onnection|certificate|HTTP status"
-)
+# What uv says where every index answered and one version is in none of them; where it was not to ask, it says so below.
+_GONE, _OFFLINE = "No solution found", "network was disabled"
 
 
 @dataclass(frozen=True)
@@ -208,15 +206,28 @@ class _Asking:
         for wheel in self.lock.wheels:
             # The tools may be other versions of what the components hold.
             groups.setdefault((wheel.component == TOOLS, wheel.index), []).append(wheel)
-        for (_, index), wheels in groups.items():
-            yield from self._offered(wheels, dict(self.pins.indexes).get(index, ""))
+        for wheels in groups.values():
+            for wheel, first in zip(wheels, self._offered(wheels), strict=True):
+                yield first if first.state in ("same", "not asked") else self._asked_again(wheel, first)
 
-    def _offered(self, wheels: Sequence[Wheel], index: str) -> Iterator[Checked]:
+    def _asked_again(self, wheel: Wheel, first: Checked) -> Checked:
+        """A second word on a wheel that is not there as it was: pip's, and that of the index that the pins name beside."""
+        # Of several indexes with one version uv reads the first, pip all.
+        try:
+            found = resolve(self.pins, [f"{wheel.name}=={wheel.version}", "--no-deps"])[wheel.name].sha256
+        except (ResolveError, KeyError):
+            found = ""
+        if found == wheel.sha256:
+            return replace(first, state="same", now=found, why="")
+        index = dict(self.pins.indexes).get(wheel.index)
+        return next(iter(self._offered([wheel], index))) if index else first
+
+    def _offered(self, wheels: Sequence[Wheel], index: str = "") -> Iterator[Checked]:
         """Of each wheel what the index says; where one that is gone spoils the answer for all, by halves."""
         try:
             offered = offered_files(self.pins, wheels, index)
         except (ResolveError, HostError) as error:
-            if isinstance(error, HostError) or _NO_ANSWER.search(error.why):
+            if _GONE not in error.why or _OFFLINE in error.why:
                 reason = _last(error)
                 yield from (Checked("wheel", one.label, "not asked", one.sha256, why=reason) for one in wheels)
             elif len(wheels) == 1:

@@ -52,7 +52,7 @@ def offered_files(pins: Pins, wheels: Sequence[Wheel], index: str = "") -> dict[
 
     Each distribution may be there once; ``index`` is asked beside pip's. Raises ResolveError with uv's own words, also where one version is gone.
     """
-    options = ["--no-deps", "--refresh", *([f"--index={index}"] if index else [])]
+    options = ["--no-deps", "--no-cache", *([f"--index={index}"] if index else [])]
     packages = _compiled(pins, [f"{wheel.name}=={wheel.version}" for wheel in wheels], options)
     return {
         str(canonicalize_name(package["name"])): {

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import kiln.bump
 import kiln.newest
 from kiln.cli import run
 from kiln.errors import ResolveError
-from kiln.lockfile import dump_lock, parse_lock, read_lock
+from kiln.lockentries import Wheel
+from kiln.lockfile import Lock, dump_lock, parse_lock, read_lock
 from kiln.pins import Pins, read_pins
+from kiln.records import Built, Layer, components_of, write_record
+from kiln.render import render
 from kiln.workspace import Workspace
 from tests.aiter import AITER, KERNELS, STACK, Hub, git, make_hub, make_project
 from tests.rehearsal.standins import Repositories
@@ -112,6 +116,42 @@ def test_a_release_off_another_branch_says_how_many_commits_it_lacks(
         == 0
     )
     assert f"1 commit between; 2 of those of {GOOD} are not in v0.1.18" in capsys.readouterr().out
+
+
+def test_of_what_was_built_here_the_bytes_to_pull_are_known_but_for_what_is_rebuilt(
+    own: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pins = read_pins(own, STACK)
+    images = render(own, pins, read_lock(own, pins))
+    made = tuple(part for one in images for part in components_of(one, pins))
+    layers = tuple(Layer(part.name, f"sha256:{number:064x}", "", 1000) for number, part in enumerate(made))
+    write_record(
+        own, Built("rocm-serving", images[-1].key, f"sha256:{'f' * 64}", "kiln/rocm-serving:1", 1.0, layers, made)
+    )
+    assert kiln_in(own, "pins", "bump", "aiter", "--to", GOOD, "--dry-run", "--json") == 0
+    pull = json.loads(capsys.readouterr().out)["bumps"][0]["pull"]
+    assert (pull["bytes"], pull["complete"]) == (0, False)
+    assert "aiter" in pull["unknown"]
+    assert "vllm" not in pull["unknown"]
+
+
+def test_a_wheel_goes_to_another_version_and_the_lock_says_what_comes_with_it(
+    own: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def resolve_lock(_workspace: Workspace, _pins: Pins, old: Lock, *_: object) -> Lock:
+        def newer(one: Wheel) -> Wheel:
+            return replace(one, version="0.1.11", file=one.file.replace("0.1.10", "0.1.11"), sha256="7" * 64)
+
+        return replace(old, wheels=tuple(newer(one) if one.name == "tilelang" else one for one in old.wheels))
+
+    monkeypatch.setattr(kiln.bump, "resolve_lock", resolve_lock)
+    assert kiln_in(own, "pins", "bump", "tilelang", "--to", "v0.1.11") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("tilelang 0.1.10 -> 0.1.11 (dsv4-mhc)\nadvisories entered: none\n")
+    assert "in the lock:\n  ~ tilelang 0.1.10 " in said
+    assert "rocm-serving: tilelang (wheel tilelang 0.1.10 -> 0.1.11)" in said
+    assert git(own.root, "log", "-1", "--format=%s") == "dsv4-mhc: tilelang 0.1.10 -> 0.1.11"
+    assert 'wheels = ["tilelang==0.1.11", "apache-tvm-ffi==0.1.10"]' in own.pins_file(STACK).read_text(encoding="utf-8")
 
 
 # what is written

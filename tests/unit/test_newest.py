@@ -123,14 +123,14 @@ def test_the_first_wheel_of_a_component_is_looked_up_for_the_stacks_python(
 ) -> None:
     asked: list[Any] = []
 
-    def resolve_for(pins: Pins, requirements: Sequence[str], *, absent: Sequence[str]) -> dict[str, Any]:
-        asked.append((pins.python, requirements, "triton" in absent))
+    def resolve(pins: Pins, requirements: Sequence[str], _indexes: Sequence[str]) -> dict[str, Any]:
+        asked.append((pins.python, requirements))
         return {"tilelang": SimpleNamespace(version=offered)}
 
     tilelang = replace(rocm.by_name["tilelang"], wheels=("tilelang==0.1.10", "apache-tvm-ffi==0.1.10"))
-    monkeypatch.setattr(kiln.newest, "resolve_for", resolve_for)
+    monkeypatch.setattr(kiln.newest, "resolve", resolve)
     assert newest_wheel(rocm, tilelang) == expected
-    assert asked == [("3.12", ["tilelang"], True)]
+    assert asked == [("3.12", ["tilelang", "--no-deps"])]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,11 @@ def test_the_first_wheel_of_a_component_is_looked_up_for_the_stacks_python(
         (
             "2.15.0",
             "2.15.0",
-            Newest("", (("2.15.0", "is another build than +cpu"),), "every newer release was passed over"),
+            Newest(
+                "",
+                (("2.15.0", "is another build, and of +cpu no index that answered has it"),),
+                "every newer release was passed over",
+            ),
         ),
     ],
 )

@@ -33,6 +33,7 @@ from kiln.store import Store
 from kiln.workspace import Workspace
 
 DIGEST, OTHER = f"sha256:{'5' * 64}", f"sha256:{'6' * 64}"
+NO_SOLUTION = "error: No solution found when resolving dependencies\n  cause: "
 EMPTY = Lock("dsv4-mhc", "", (), ())
 
 
@@ -147,7 +148,7 @@ class Index:
     def __call__(self, _pins: Any, wheels: Sequence[Wheel], index: str) -> dict[str, dict[str, str]]:
         self.asked.append(([one.name for one in wheels], index))
         if missing := [one.name for one in wheels if one.name not in self.files]:
-            raise ResolveError("uv found no set", why=f"Because there is no version of {missing[0]}==1.0")
+            raise ResolveError("uv found no set", why=f"{NO_SOLUTION}Because there is no version of {missing[0]}==1.0")
         return {one.name: self.files[one.name] for one in wheels}
 
 
@@ -160,6 +161,7 @@ def test_wheels_that_are_gone_or_changed_are_found_among_those_that_are_not(
     index.files["b"] = {wheels[1].file: sha("other")}
     index.files["e"] = {"e-1.0-py3-none-manylinux_2_17_x86_64.whl": sha("other")}
     monkeypatch.setattr(kiln.pinscheck, "offered_files", index)
+    monkeypatch.setattr(kiln.pinscheck, "resolve", lambda *_: {})
     found = online(session, replace(EMPTY, wheels=tuple(wheels)))
     assert [one.state for one in found] == ["same", "changed", "same", "vanished", "vanished"]
     assert found[1].now == sha("other")
@@ -173,28 +175,72 @@ def test_a_wheel_that_an_index_spells_otherwise_is_the_same(session: Session, mo
     assert states(online(session, replace(EMPTY, wheels=(wheel("a"),)))) == {"a-1.0-py3-none-any.whl": "same"}
 
 
-def test_tools_and_wheels_of_an_index_of_their_own_are_asked_for_apart(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheels = (wheel("a"), wheel("a", TOOLS, version="2.0"), wheel("b", index="extra"))
+def test_tools_are_asked_for_apart(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = (wheel("a"), wheel("a", TOOLS, version="2.0"))
     index = Index(*wheels)
-    index.files["a"] = {one.file: one.sha256 for one in wheels[:2]}
+    index.files["a"] = {one.file: one.sha256 for one in wheels}
     monkeypatch.setattr(kiln.pinscheck, "offered_files", index)
+    assert {one.state for one in online(session, replace(EMPTY, wheels=wheels))} == {"same"}
+    assert index.asked == [(["a"], ""), (["a"], "")]
+
+
+@pytest.mark.parametrize(
+    ("has", "state"), [("", "same"), ("https://extra.invalid/simple", "same"), ("neither", "vanished")]
+)
+def test_the_index_of_the_pins_is_asked_where_the_users_own_has_not_the_wheel(
+    session: Session, monkeypatch: pytest.MonkeyPatch, has: str, state: State
+) -> None:
+    wanted, asked = wheel("b", index="extra"), []
+
+    def offered_files(_pins: Any, _wheels: Sequence[Wheel], index: str) -> dict[str, dict[str, str]]:
+        asked.append(index)
+        if index != has:
+            raise ResolveError("uv found no set", why=f"{NO_SOLUTION}Because there is no version of b==1.0")
+        return {"b": {wanted.file: wanted.sha256}}
+
+    monkeypatch.setattr(kiln.pinscheck, "offered_files", offered_files)
+    monkeypatch.setattr(kiln.pinscheck, "resolve", lambda *_: {})
     pins = replace(session.pins("dsv4-mhc", Choice()), indexes=(("extra", "https://extra.invalid/simple"),))
-    assert {one.state for one in verify_online(session, pins, replace(EMPTY, wheels=wheels))} == {"same"}
-    assert index.asked == [(["a"], ""), (["a"], ""), (["b"], "https://extra.invalid/simple")]
+    (found,) = verify_online(session, pins, replace(EMPTY, wheels=(wanted,)))
+    assert found.state == state
+    assert asked == ([""] if not has else ["", "https://extra.invalid/simple"])
 
 
-def test_an_index_that_does_not_answer_is_asked_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chosen", "state"), [(sha("a"), "same"), (sha("other"), "vanished")])
+def test_a_wheel_that_pip_sees_and_uv_does_not_is_there(
+    session: Session, monkeypatch: pytest.MonkeyPatch, chosen: str, state: State
+) -> None:
+    index = Index(wheel("a"))
+    index.files["a"] = {"a-1.0-py3-none-manylinux_2_17_x86_64.whl": sha("another index's")}
+    monkeypatch.setattr(kiln.pinscheck, "offered_files", index)
+    monkeypatch.setattr(kiln.pinscheck, "resolve", lambda *_: {"a": SimpleNamespace(sha256=chosen)})
+    (found,) = online(session, replace(EMPTY, wheels=(wheel("a"),)))
+    assert found.state == state
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        ("error: Request failed after 3 retries\n  cause: dns error: no such host", "cause: dns error: no such host"),
+        (
+            f"{NO_SOLUTION}Because a was not found in the cache\n\nhint: the network was disabled",
+            "hint: the network was disabled",
+        ),
+        ("error: something that uv never said before", "error: something that uv never said before"),
+    ],
+)
+def test_where_no_index_answered_nothing_is_said_to_be_gone_and_none_is_asked_twice(
+    session: Session, monkeypatch: pytest.MonkeyPatch, why: str, reason: str
+) -> None:
     asked: list[int] = []
 
     def silent(_pins: Any, wheels: Sequence[Wheel], _index: str) -> dict[str, dict[str, str]]:
         asked.append(len(wheels))
-        raise ResolveError("uv found no set", why="error: Failed to fetch: `…`\n  Caused by: dns error: no such host")
+        raise ResolveError("uv found no set of wheels for the pins", why=why)
 
     monkeypatch.setattr(kiln.pinscheck, "offered_files", silent)
     found = online(session, replace(EMPTY, wheels=(wheel("a"), wheel("b"))))
-    assert [(one.state, one.why) for one in found] == [("not asked", "Caused by: dns error: no such host")] * 2
+    assert [(one.state, one.why) for one in found] == [("not asked", reason)] * 2
     assert asked == [2]
 
 
