@@ -93,8 +93,12 @@ def propose(session: Session, stack: str, name: str, to: str, allow: Collection[
     session.console.step(f"resolving {name} {_ref(chosen.by_name[name])} for {stack}")
     upstreams = session.upstreams_of(chosen)
     found = resolve_lock(session.workspace, chosen, lock, session.store, session.console, upstreams)
+    # Why an entry stays open is told anew at every try, in this machine's words: it is no part of the bump.
+    known = {(entry.kind, entry.name, entry.ref): entry for entry in lock.unresolved}
+    still = tuple(known.get((entry.kind, entry.name, entry.ref), entry) for entry in found.unresolved)
     # As a file holds it, in its order: what is rendered from it is rendered from the file again.
-    resolved = parse_lock(dump_lock(found), session.workspace.shown(session.workspace.lock_file(stack)))
+    text = dump_lock(replace(found, unresolved=still))
+    resolved = parse_lock(text, session.workspace.shown(session.workspace.lock_file(stack)))
     if component.git and name not in resolved.git_of:
         (entry,) = (entry for entry in resolved.unresolved if (entry.kind, entry.name) == ("git", name))
         raise UpstreamError(f"{component.git} {newest.ref} could not be resolved", why=entry.reason)
@@ -105,7 +109,6 @@ def propose(session: Session, stack: str, name: str, to: str, allow: Collection[
     commits = (_commit_of(lock, name), _commit_of(resolved, name))
     source, unknown = _source(session, component, *commits)
     pull, pull_unknown = _pull(session.workspace, images, chosen, rendered)
-    known = {(entry.kind, entry.name, entry.ref) for entry in lock.unresolved}
     return Bump(
         stack,
         name,
@@ -151,7 +154,7 @@ def _commit_of(lock: Lock, name: str) -> str:
 
 
 def _other_changes(lock: Lock, resolved: Lock, name: str) -> Iterator[str]:
-    """What else changes in the lock. Why an entry is open is told anew at every try, and is no change."""
+    """What else changes in the lock, but for what is open: that is told apart."""
     old, new = (replace(one, gits=_others(one, name), unresolved=()) for one in (lock, resolved))
     yield from lock_changes(old, new)
 

@@ -159,6 +159,8 @@ def test_a_bump_is_one_commit_of_pins_lock_and_rendered_files_with_a_message_tha
     lock = read_lock(own, read_pins(own, STACK))
     assert lock.git_of["aiter"].commit == hub.commits[GOOD]
     assert [one.ref for one in lock.unresolved if one.name == "aiter"] == ["flydsl==0.2.0"]
+    # Those that were open before are told of in the words that were committed, and not by which mirror was in vain.
+    assert str(hub.folder) not in own.lock_file(STACK).read_text(encoding="utf-8")
     assert kiln_in(own, "render", STACK, "--check") == 0
 
 
