@@ -63,6 +63,10 @@ plan: tools ## show the components of STACK and their build keys
 audit: tools ## list every input of STACK that could change
 	@$(KILN) pins audit $(STACK) $(SETS)
 
+.PHONY: bump
+bump: tools ## take COMPONENT of STACK to its newest release, or to TO=REF, and commit it; DRY=1 only shows
+	@$(KILN) pins bump $(COMPONENT) --stack $(STACK) $(if $(TO),--to $(TO)) $(if $(DRY),--dry-run)
+
 advisories: tools ## say which known-bad combinations STACK is
 	@$(KILN) advisories $(STACK) $(SETS)
 

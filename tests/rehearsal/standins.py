@@ -74,6 +74,7 @@ class Repositories:
         annotated: bool = False,
         submodules: Mapping[str, Made] | None = None,
         on: str = "",
+        message: str = "",
     ) -> Made:
         """One commit with exactly these files, after ``on`` (a commit id) or as the first; tags name it."""
         path = self.folder / url.removeprefix("https://").removesuffix(".git")
@@ -92,7 +93,7 @@ class Repositories:
             self._git(path, "update-index", "--add", "--cacheinfo", f"{mode},{blob},{name}")
         tree = self._git(path, "write-tree")
         parent = ["-p", on] if on else []
-        commit = self._git(path, "commit-tree", tree, *parent, "-m", f"stand-in {' '.join(tags)}".strip())
+        commit = self._git(path, "commit-tree", tree, *parent, "-m", message or f"stand-in {' '.join(tags)}".strip())
         self._git(path, "update-ref", "refs/heads/main", commit)
         for tag in tags:
             named = commit

@@ -50,6 +50,8 @@ OFFLINE = [
     ["exit-codes"],
     ["lock", "cpu", "--check"],
     ["pins", "audit", "cpu"],
+    ["pins", "bump", "torch", "--stack", "cpu", "--to", "2.13.0+cpu", "--dry-run"],
+    ["pins", "verify", "cpu"],
     ["plan", "cpu"],
     ["render", "cpu", "--check"],
     ["report", "tests/golden/reports/passed.json"],
