@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,22 @@ import pytest
 from kiln.console import Console
 from kiln.cosign import Cosign
 from kiln.engine import PrivateEngine
+from kiln.errors import KilnError
 from kiln.host import ensure_cosign
 from kiln.registryclient import Repository
 from kiln.releases import read_releases
+from kiln.store import Store
 from kiln.workspace import Workspace
 from tests.integration.conftest import REPOSITORY, Project, Ran, model_folder
 from tests.integration.registry import Registry, registry_in
+
+# What was broken, and how often: told at the end.
+tried: Counter[str] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if tried:
+        terminalreporter.write_line("broken: " + ", ".join(f"{what} {times}" for what, times in tried.items()))
 
 
 @dataclass(frozen=True)
@@ -125,3 +138,29 @@ def no_image(machine: Project) -> bool:
         ["docker", "image", "ls", "--quiet"], env=machine.environment, capture_output=True, text=True, check=True
     )
     return not listed.stdout.strip()
+
+
+def sound(store: Store, *, scratch: bool = False) -> None:
+    """Every blob of the store has the bytes that it is named after, and nothing else lies there (``scratch``: but what a killed run left aside)."""
+    for path in (store.folder / "sha256").rglob("*"):
+        if path.is_file():
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+    assert scratch or not list(store.folder.glob("tmp-*"))
+
+
+def attempt(work: partial[object]) -> KilnError | None:
+    try:
+        work()
+    except KilnError as error:
+        return error
+    return None
+
+
+def whole_or_nameless(registry: Registry, home: Home) -> None:
+    """Nothing wrong lies in the registry, and a tag that people pull is there only with all that belongs to it."""
+    for path in (registry.folder / "docker/registry/v2/blobs/sha256").glob("*/*/data"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.parent.name
+    names = set(repository(registry).tags())
+    if names & {"latest", home.tag}:
+        assert {f"{home.digest.replace(':', '-')}.{suffix}" for suffix in ("sig", "att")} <= names
+        assert repository(registry).digest_of(home.tag) in (None, home.digest)

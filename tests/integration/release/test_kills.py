@@ -20,8 +20,8 @@ from kiln.store import Store
 from kiln.workspace import Workspace
 from tests.integration.conftest import IMAGE, Project, model_folder
 from tests.integration.registry import Registry
-from tests.integration.release.conftest import Home, repository
-from tests.integration.release.test_faults import served, sound, whole_or_nameless
+from tests.integration.release.conftest import Home, repository, sound, whole_or_nameless
+from tests.integration.served import served
 
 pytestmark = pytest.mark.engine
 MOMENTS = 20 if os.environ.get("FULL") else 2
