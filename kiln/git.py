@@ -30,7 +30,9 @@ _EVERYTHING = "--depth=2147483647"
 # Histories lie in repositories of their own: they hold commits without files, the others files without history.
 _HISTORY = "-history"
 # What git says of a transfer that broke off or brought something else: the server does hand out what was asked for.
-_BROKEN = re.compile(r"RPC failed; (curl|HTTP (429|5))|early EOF|unexpected disconnect|invalid index-pack output|bad pack")
+_BROKEN = re.compile(
+    r"RPC failed; (curl|HTTP (429|5))|early EOF|unexpected disconnect|invalid index-pack output|bad pack"
+)
 _ALL_REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
 import shutil
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,13 +31,17 @@ from kiln.workspace import Workspace
 from tests.integration.conftest import REPOSITORY, Project, Ran, model_folder
 from tests.integration.registry import Registry, registry_in
 
+FULL = bool(os.environ.get("FULL"))
+# Which moments and how full a disk is decided by chance; the same again with SEED=….
+SEED = os.environ.get("SEED") or str(random.randrange(10**6))  # noqa: S311
 # What was broken, and how often: told at the end.
 tried: Counter[str] = Counter()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if tried:
-        terminalreporter.write_line("broken: " + ", ".join(f"{what} {times}" for what, times in tried.items()))
+        told = ", ".join(f"{what} {times}" for what, times in tried.items())
+        terminalreporter.write_line(f"{sum(tried.values())} faults, SEED={SEED}: {told}")
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,12 @@ class Home:
     digest: str
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cosign() -> Cosign:
     return Cosign(ensure_cosign(REPOSITORY / ".kiln", Console(quiet=True)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def home(base_project: Project, cosign: Cosign, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Built, verified, published: what the tests then copy."""
     folder = tmp_path_factory.mktemp("published")
@@ -115,18 +122,26 @@ def machine(publisher: Project) -> Iterator[Project]:
     # The sockets below it must stay short.
     state = Path(tempfile.mkdtemp(prefix="kiln-"))
     shutil.rmtree(publisher.state)
-    project = Project(publisher.root, state, PrivateEngine(state).host)
-    # The program is shared: it is no part of what is tested here.
+    with engine_in(publisher.root, state) as project:
+        yield project
+    (state / "tools").unlink(missing_ok=True)
+    shutil.rmtree(state)
+
+
+@contextmanager
+def engine_in(root: Path, state: Path) -> Iterator[Project]:
+    """A project with an engine of its own in ``state``."""
+    state.mkdir(exist_ok=True)
+    # The programs are shared: they are no part of what is tested here.
     if (tools := REPOSITORY / ".kiln" / "tools").is_dir():
         (state / "tools").symlink_to(tools)
+    project = Project(root, state, PrivateEngine(state).host)
     started = project.kiln("engine", "up")
     assert started.code == 0, started.err
     try:
         yield project
     finally:
         assert project.kiln("engine", "down").code == 0
-        (state / "tools").unlink(missing_ok=True)
-        shutil.rmtree(state)
 
 
 def repository(registry: Registry) -> Repository:

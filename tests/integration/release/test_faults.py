@@ -6,7 +6,6 @@ next run, with nothing broken, completes. A sample runs in CI, all of it with FU
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -23,20 +22,19 @@ from kiln.console import Console
 from kiln.engine import PrivateEngine, probe
 from kiln.fetch import fetch, fetch_sources, source_key
 from kiln.git import GitCache
-from kiln.lockentries import BaseImage, Deb, Git
+from kiln.lockentries import BaseImage, Git
 from kiln.lockfile import Lock
 from kiln.pins import read_pins
 from kiln.store import Store
 from kiln.workspace import Workspace
 from tests.integration.conftest import Project
 from tests.integration.registry import Registry
-from tests.integration.release.conftest import Home, attempt, publish, repository, sound, tried, whole_or_nameless
+from tests.integration.release.conftest import FULL, Home, attempt, publish, repository, sound, tried, whole_or_nameless
 from tests.integration.release.gitserver import git, git_server, make_upstream
 from tests.integration.release.proxy import FAULTS, Fault, Proxy, proxy_of
-from tests.integration.served import lay_index, served
+from tests.integration.served import lay_archive, lay_index, served
 
 pytestmark = pytest.mark.engine
-FULL = bool(os.environ.get("FULL"))
 UPSTREAM = "https://upstream.invalid"
 # git asks a server what it has, and then for a pack. An HTTP header with a digest it does not know: what comes is named by what it is.
 SOURCES = {"git refs": r"GET .*/info/refs", "git pack": r"POST .*/git-upload-pack"}
@@ -107,17 +105,13 @@ def test_a_package(
     workspace = Workspace(base_project.root, base_project.state)
     pins, lock = read_pins(workspace, "toy"), base_project.lock
     deb = min((one for one in lock.debs if one.architecture == "all"), key=lambda one: one.size)
-    pool = tmp_path / "archive"
-    pool.mkdir()
-    shutil.copy(base_project.blob(deb.sha256), pool / "one.deb")
-    write_packages(pool, deb)
+    said = lay_archive(tmp_path / "archive", base_project, [deb])
     store = Store(tmp_path / "store")
-    with served(pool) as host, proxy_of(host) as proxy:
+    with served(tmp_path / "archive") as host, proxy_of(host) as proxy:
         sources = tmp_path / "sources"
-        sources.write_text(f"Types: deb\nURIs: http://{proxy.host}/\nSuites: ./\nTrusted: yes\n")
+        sources.write_text(said.format(host=proxy.host))
         monkeypatch.setenv("KILN_APT_SOURCES", str(sources))
-        monkeypatch.setattr("kiln.fetch.sources_for", lambda *_: sources.read_text())
-        rule = proxy.break_next(r"GET .*one\.deb$", fault, times=2)
+        rule = proxy.break_next(r"GET .*\.deb$", fault, times=2)
         work = partial(fetch, pins, Lock("toy", "", (deb,), ()), store, tmp_path / "apt", Console(quiet=True))
         attempt(work)
         assert rule.hits >= 1, operation
@@ -127,25 +121,6 @@ def test_a_package(
         assert again is None, again.why
     sound(store)
     assert store.path(deb.sha256).is_file()
-
-
-def write_packages(pool: Path, deb: Deb) -> None:
-    fields = {
-        "Package": deb.name,
-        "Version": deb.version,
-        "Architecture": deb.architecture,
-        "Filename": "./one.deb",
-        "Size": str(deb.size),
-        "SHA256": deb.sha256,
-        "Maintainer": "nobody",
-        "Description": "one",
-    }
-    (pool / "Packages").write_text("".join(f"{key}: {value}\n" for key, value in fields.items()) + "\n")
-    packages = (pool / "Packages").read_bytes()
-    digest = hashlib.sha256(packages).hexdigest()
-    (pool / "Release").write_text(
-        f"Suite: stable\nDate: Sun, 01 Nov 2026 00:00:00 UTC\nSHA256:\n {digest} {len(packages)} Packages\n"
-    )
 
 
 @pytest.fixture(scope="module")
