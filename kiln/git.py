@@ -29,6 +29,10 @@ _ABBREVIATED = re.compile(r"[0-9a-fA-F]{7,39}")
 _EVERYTHING = "--depth=2147483647"
 # Histories lie in repositories of their own: they hold commits without files, the others files without history.
 _HISTORY = "-history"
+# What git says of a transfer that broke off or brought something else: the server does hand out what was asked for.
+_BROKEN = re.compile(
+    r"RPC failed; (curl|HTTP (429|5))|early EOF|unexpected disconnect|invalid index-pack output|bad pack"
+)
 _ALL_REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 
 
@@ -323,7 +327,7 @@ class GitCache:
             # A server that hands out commits by name says so of one that it does not have. Others refuse the question as such.
             if "not our ref" in answer.err:
                 return False
-            if answer.timed_out or self.reachable(url, self._ask_seconds):
+            if answer.timed_out or _BROKEN.search(answer.err) or self.reachable(url, self._ask_seconds):
                 raise self._no_answer(url, answer)
             answer = self._fetch(repository, url, [_EVERYTHING, "--prune"], _ALL_REFS)
             if answer.code != 0:
