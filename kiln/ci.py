@@ -8,6 +8,7 @@ wrong on a GPU is not served on it.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,6 +187,30 @@ def _cells(pins: Pins, image: Image) -> Iterator[Cell]:
             own = gates.accuracy.task != "answers"
             place = (pins.stack, image.name, arch, "both")
             yield Cell(*place, "gates", on_gpu, seconds, max(image.memory, gates.memory) >> 30, own)
+
+
+def read_cells(path: Path) -> tuple[Cell, ...]:
+    """The cells of a matrix as ``kiln ci matrix --json`` printed it. Raises UsageError where it is none."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["matrix"]["include"]
+        cells = [
+            Cell(
+                **{key: row[key] for key in ("stack", "image", "arch", "setting", "level", "gpu", "own_model")},
+                seconds=60 * row["minutes"],
+                alone=row["require"] != row["level"],
+            )
+            for row in rows
+        ]
+        wrong = [row["id"] for row, cell in zip(rows, cells, strict=True) if cell.data() != row]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        wrong, cells = [repr(error)], []
+    if wrong or not cells:
+        raise UsageError(
+            f"{path} is no matrix of cells",
+            why="\n".join(map(str, wrong[:10])) or "There is no cell in it.",
+            fix="write it anew: kiln ci matrix STACK --level static --level generate --fewest --json > FILE",
+        )
+    return tuple(cells)
 
 
 def runs_here(cell: Cell, root: Path = Path("/")) -> bool:
