@@ -129,17 +129,6 @@ class Matrix:
         cells = tuple(cell for cell in self.cells if not any(other.covers(cell) for other in self.cells))
         return replace(self, cells=cells)
 
-    def widest(self) -> tuple[Cell, ...]:
-        """Of each image the cell whose report says most of it: the report that it is published with."""
-        names = dict.fromkeys(cell.image for cell in self.cells)
-        return tuple(
-            max(
-                (cell for cell in self.cells if cell.image == name),
-                key=lambda cell: (LEVELS.index(cell.level), cell.setting == "both"),
-            )
-            for name in names
-        )
-
 
 def matrix(pins: Pins, images: Sequence[Image], unsafe: Mapping[str, Mapping[str, str]]) -> Matrix:
     """The cells of a stack. ``unsafe`` are, for an architecture, the mHC backends that are known to be wrong on it, with the reason."""
@@ -266,7 +255,7 @@ def render_jobs(workspace: Workspace, found: Matrix, wanted: Wanted) -> dict[str
     codes = sorted(cls.exit_code for cls in error_classes() if cls.transient)
     given: dict[str, Any] = {"stack": found.stack, "wanted": wanted, "codes": codes, "shared": SHARED_MEMORY}
     checks, gates = found.only(["static", "generate"]).fewest(), found.only(["gates"])
-    given["reports"] = checks.widest()
+    given["images"] = tuple(dict.fromkeys(cell.image for cell in checks.cells))
     files: dict[str, tuple[str, dict[str, Any]]] = {
         f"github/kiln-{found.stack}.yml": ("github.yml.j2", {"gates": gates.cells}),
         f"buildkite/{found.stack}.yml": ("buildkite.yml.j2", {"cells": checks.cells, "gates": gates.cells}),
