@@ -81,7 +81,8 @@ VERDICTS: dict[str, tuple[type[KilnError], ...]] = {
     ),
     "rehearse": (BuildError, *_LOOKED),
     "render": (*_FROM_LOCK, RenderStaleError),
-    "report": (*_LOOKED, ReportInvalidError),
+    "report merge": (*_LOOKED, ReportInvalidError),
+    "report show": (*_LOOKED, ReportInvalidError),
     "repro": (DifferentError,),
     "verify": (*_FROM_LOCK, AdvisoryError, *_LOOKED),
 }

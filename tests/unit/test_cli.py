@@ -28,7 +28,8 @@ def test_the_commands_are_those_that_are_documented() -> None:
         "engine status",
         "engine down",
         "exit-codes",
-        "report",
+        "report show",
+        "report merge",
     }
 
 
