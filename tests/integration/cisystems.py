@@ -27,7 +27,7 @@ _AGENT = """#!/bin/sh
 set -eu
 case "$1 ${2:-}" in
 "annotate "*) { echo "$*"; cat; } >> "$AGENT_FOLDER/annotations" ;;
-"artifact download") mkdir -p "$AGENT_FOLDER/artifacts" && cd "$AGENT_FOLDER/artifacts" && cp -R . "$OLDPWD" ;;
+"artifact download") cp -R "$ARTIFACTS/." . ;;
 *) echo "the agent has no $1" >&2; exit 1 ;;
 esac
 """
@@ -227,6 +227,7 @@ class Buildkite:
         self.workspace.fresh()
         step = self.steps[key]
         env = {"BUILDKITE": "true", "CI": "true", "AGENT_FOLDER": str(self.agent)}
+        env["ARTIFACTS"] = str(self.workspace.artifacts)
         env["PATH"] = f"{self.agent}:{os.environ['PATH']}"
         # `pipeline upload` takes $$ for a dollar that is the shell's.
         ended = self.workspace.bash("\n".join(step["commands"]).replace("$$", "$"), env)
