@@ -271,7 +271,7 @@ def _bake(
         if builder.is_lost(said):
             raise BuilderLostError(
                 f"{builder.described} went away while it built {name}",
-                why="\n".join(said.strip().splitlines()[-3:]),
+                why="".join(said.strip().splitlines()[-1:]),
             )
         raise BuildError(
             watcher.failure or f"buildx could not build {name}",
