@@ -12,7 +12,9 @@ from kiln.errors import (
     AdvisoryError,
     AttestationError,
     BeingPublishedError,
+    BuilderLostError,
     BuildError,
+    BuildersDifferError,
     BumpsFailedError,
     DifferentError,
     FetchError,
@@ -43,7 +45,16 @@ from kiln.errors import (
 )
 
 _FROM_LOCK = (LockMissingError, LockStaleError)
-_BUILT = (*_FROM_LOCK, UnresolvedError, AdvisoryError, FetchError, HashMismatchError, BuildError)
+_BUILT = (
+    *_FROM_LOCK,
+    UnresolvedError,
+    AdvisoryError,
+    FetchError,
+    HashMismatchError,
+    BuildError,
+    BuilderLostError,
+    BuildersDifferError,
+)
 _LOOKED = (VerifyFailedError, VerifyIncompleteError)
 # What a command is asked for its own sake: the codes that a script around it tells apart. Any stage below can raise others.
 VERDICTS: dict[str, tuple[type[KilnError], ...]] = {
