@@ -102,7 +102,7 @@ def write_bundle(index: Written, store: Store, out: Path, console: Console) -> B
                 whole.update(data)
                 stream.write(data)
 
-            put(_header(INDEX, len(text)) + text + _padding(len(text)))
+            put(header_of(INDEX, len(text)) + text + _padding(len(text)))
             for member in index.members:
                 _put_blob(store, member, put)
                 meter.add(1, member.size)
@@ -121,7 +121,7 @@ def write_bundle(index: Written, store: Store, out: Path, console: Console) -> B
 
 def _put_blob(store: Store, member: Member, put: Callable[[bytes], None]) -> None:
     found = hashlib.sha256()
-    put(_header(member.name, member.size))
+    put(header_of(member.name, member.size))
     with store.path(member.sha256).open("rb") as blob:
         while data := blob.read(CHUNK):
             found.update(data)
@@ -152,7 +152,7 @@ def read_head(stream: BinaryIO, kinds: dict[str, Callable[[dict[str, Any], tuple
         size = int(header[124:135], 8)
     except ValueError:
         size = -1
-    if not 0 <= size <= INDEX_LIMIT or header != _header(INDEX, size):
+    if not 0 <= size <= INDEX_LIMIT or header != header_of(INDEX, size):
         raise BundleInvalidError("this file is no bundle", why=f"it does not begin with an {INDEX} as kiln writes it")
     text = _exactly(stream, size, INDEX)
     _skip_padding(stream, size, INDEX)
@@ -212,7 +212,7 @@ def read_members(
 
 
 def _require_header(stream: BinaryIO, member: Member) -> None:
-    header, expected = stream.read(_BLOCK), _header(member.name, member.size)
+    header, expected = stream.read(_BLOCK), header_of(member.name, member.size)
     if header == expected:
         return
     if len(header) < _BLOCK or not header.strip(b"\0"):
@@ -263,7 +263,7 @@ def _padding(size: int) -> bytes:
     return bytes(_padded(size) - size)
 
 
-def _header(name: str, size: int) -> bytes:
+def header_of(name: str, size: int) -> bytes:
     """The header of a plain file in a tar (POSIX ustar): mode 0644, no owner, no time. Written here, since what a library writes may change with it."""
     # Sizes from 8 GiB on do not fit into the octal digits; GNU tar and Python write and read them so.
     length = f"{size:011o}\0".encode() if size < 8**11 else b"\x80" + size.to_bytes(11, "big")

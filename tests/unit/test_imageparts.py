@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kiln import bundle, bundleimage
 from kiln.bundle import make_index, read_bundle, require_own
 from kiln.bundleimage import ImageIndex, require_whole
-from kiln.bundletar import INDEX, Member, _header, read_head, read_members, write_bundle
+from kiln.bundletar import INDEX, Member, header_of, read_head, read_members, write_bundle
 from kiln.console import Console
 from kiln.errors import BundleInvalidError, FetchError, ImageDamagedError
 from kiln.imageparts import Parts, held_parts, keep_manifests, lay_out, parts_of
@@ -204,7 +204,7 @@ def test_text_that_no_bytes_stand_for_is_no_manifest(tmp_path: Path) -> None:
     text = published(Store(tmp_path)).text()
     broken = json.loads(text) | {"manifests": ["\udcff"]}
     new = (json.dumps(broken, indent=1, sort_keys=True) + "\n").encode()
-    stream = io.BytesIO(_header(INDEX, len(new)) + new.ljust(-(-len(new) // 512) * 512, b"\0"))
+    stream = io.BytesIO(header_of(INDEX, len(new)) + new.ljust(-(-len(new) // 512) * 512, b"\0"))
     with pytest.raises(BundleInvalidError, match="cannot be read"):
         read_head(stream, {bundleimage.KIND: bundleimage.parsed})
 
