@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from kiln.bundletar import Bundled, Member, read_members, text_of
 from kiln.errors import AttestationError, BundleInvalidError, ImageDamagedError, RefNotFoundError, SignatureError
 from kiln.imageparts import Parts, fetch_parts, given, keep_manifests, lay_out, load, parts_of
+from kiln.named import REFERENCE
 from kiln.publish import looked_at
 from kiln.pull import Pulled
-from kiln.registryclient import Repository
+from kiln.registryclient import SMALL, Repository
 from kiln.store import Store
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Unpacker:
     def read(self, index: ImageIndex, stream: BinaryIO, release: Release | None) -> tuple[Bundled, Pulled]:
         """Have the image in the engine, if it is signed, attested, and what the record (``release``) says. Until then nothing but the store has anything of it.
 
-        Raises BundleInvalidError, HashMismatchError, SignatureError, AttestationError, ReleaseRecordError, EngineError, DiskFullError.
+        Raises BundleInvalidError, HashMismatchError, ImageDamagedError, SignatureError, AttestationError, ReleaseRecordError, EngineError, DiskFullError.
         """
         parts = require_whole(index)
         missing = read_members(index, stream, self.store, self.console)
@@ -127,9 +128,14 @@ class Unpacker:
         return Bundled(index.stack, len(index.members), size, len(missing), new, ()), Pulled(name, digest, labels, said)
 
     def _labels(self, image: Parts) -> dict[str, str]:
-        config = json.loads(image.manifests[list(image.manifests)[-1]])["config"]["digest"].removeprefix("sha256:")
-        document = json.loads(self.store.check(config, "the image's configuration").read_text(encoding="utf-8"))
-        return dict(document["config"]["Labels"])
+        digest = str(json.loads(list(image.manifests.values())[-1])["config"]["digest"])
+        try:
+            if image.blobs[digest] > SMALL:
+                raise ValueError(f"it has {image.blobs[digest]} bytes")
+            path = self.store.check(digest.removeprefix("sha256:"), "the image's configuration")
+            return dict(json.loads(path.read_text(encoding="utf-8"))["config"]["Labels"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ImageDamagedError("the image's configuration is none", why=repr(error)) from error
 
 
 def require_whole(index: ImageIndex) -> dict[str, Parts]:
@@ -140,7 +146,8 @@ def require_whole(index: ImageIndex) -> dict[str, Parts]:
         raise BundleInvalidError(
             "the bundle holds no image with its signatures and attestations", why=str(error)
         ) from error
-    if index != index_of(index.stack, index.place, parts) or index.place.partition("@")[2] != parts["image"].digest:
+    named = REFERENCE.fullmatch(index.place)
+    if index != index_of(index.stack, index.place, parts) or not named or named["digest"] != parts["image"].digest:
         raise BundleInvalidError(
             "the bundle holds something else than its image is made of", why="more or less, or another order"
         )

@@ -19,8 +19,8 @@ from kiln.console import Console, Meter
 from kiln.engine import Engine, image_digest
 from kiln.errors import EngineError, ImageDamagedError
 from kiln.process import run
-from kiln.publish import media_type, tried
-from kiln.registryclient import HUB, Repository, digest_of_bytes
+from kiln.publish import tried
+from kiln.registryclient import HUB, INDEXES, MANIFEST, Repository, digest_of_bytes
 from kiln.room import Need, require_room
 from kiln.store import Store, disk_full_is_an_error, write_whole
 
@@ -125,7 +125,9 @@ def lay_out(folder: Path, store: Store, images: Mapping[str, Parts], annotation:
 
 def _described(parts: Parts, annotations: dict[str, str]) -> dict[str, Any]:
     data = parts.manifests[parts.digest]
-    return {"mediaType": media_type(data), "digest": parts.digest, "size": len(data), "annotations": annotations}
+    # OCI leaves it to a manifest whether it says its type.
+    kind = json.loads(data).get("mediaType") or (MANIFEST if len(parts.manifests) == 1 else INDEXES[0])
+    return {"mediaType": kind, "digest": parts.digest, "size": len(data), "annotations": annotations}
 
 
 def load(engine: Engine, store: Store, parts: Parts, name: str) -> None:

@@ -113,6 +113,16 @@ def test_a_layout_is_made_of_links_and_says_which_is_which(tmp_path: Path) -> No
     assert all(path.samefile(store.path(name)) for name, path in blobs.items())
 
 
+def test_a_manifest_that_does_not_say_its_type_has_one_in_a_layout(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    data = json.dumps({"config": {"digest": put(store, b"config"), "size": 6}, "layers": []}).encode()
+    parts = held_parts(store, put(store, data))
+    assert parts
+    lay_out(tmp_path / "layout", store, {"x": parts}, "kind")
+    (entry,) = json.loads((tmp_path / "layout" / "index.json").read_text())["manifests"]
+    assert entry["mediaType"] == MANIFEST
+
+
 @pytest.fixture
 def based(toy: Workspace, toy_pins: Pins, toy_lock: Lock) -> tuple[Lock, Store, Parts]:
     """A lock with a base image and nothing else, and a store that has it."""
@@ -185,12 +195,15 @@ def test_an_image_is_carried_with_what_is_signed_of_it(tmp_path: Path) -> None:
         assert held_parts(away, one.digest) == one
 
 
-@pytest.mark.parametrize("change", ["no signatures", "another place", "no blob", "one more", "order", "manifest"])
+@pytest.mark.parametrize(
+    "change", ["no signatures", "another place", "no place", "no blob", "one more", "order", "manifest"]
+)
 def test_an_image_without_all_that_belongs_to_it_or_with_more_is_refused(tmp_path: Path, change: str) -> None:
     index = published(Store(tmp_path))
     changed = {
         "no signatures": replace(index, images={"image": index.images["image"], "atts": index.images["atts"]}),
         "another place": replace(index, place=f"host.example/x@sha256:{'0' * 64}"),
+        "no place": replace(index, place=f"--privileged {index.place}"),
         "no blob": replace(index, members=index.members[1:]),
         "one more": replace(index, members=(*index.members, Member("more", "f" * 64, 1))),
         "order": replace(index, members=index.members[::-1]),
