@@ -109,7 +109,7 @@ registry: ## what the tests of the component cache need: Debian's docker-registr
 	@ci/need-registry
 
 faults: dev registry ## break what is fetched, pushed and pulled on its way, and look that nothing wrong stays: a sample, or all of it with FULL=1
-	@FULL=$(FULL) $(PYTEST) -q tests/integration/release/test_faults.py tests/integration/release/test_kills.py
+	@FULL=$(FULL) $(PYTEST) -q $(addprefix tests/integration/release/test_,faults.py kills.py full_disk.py)
 
 fuzz: dev ## feed every reader with damaged documents, RUNS=100000 of them: none may end in a traceback
 	@$(DEVPYTHON) -m tests.fuzz $(if $(RUNS),--runs $(RUNS))
