@@ -309,6 +309,13 @@ class NotPublishedError(KilnError):
     exit_code = 76
 
 
+class UnknownLayoutError(KilnError):
+    """The files of a vLLM revision are not laid out as Kiln knows them: a file, an ARG or a line that the pins are read from is missing."""
+
+    exit_code = 83
+    hint = "nothing is guessed: read that file, and write the pins by hand (docs/pins.md), or name another revision (docs/derive.md)"
+
+
 class InterruptedByUserError(KilnError):
     """Stopped by Ctrl-C or a termination signal."""
 

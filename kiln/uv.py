@@ -12,15 +12,18 @@ import sysconfig
 import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import requests
 from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from kiln.errors import ResolveError
+from kiln.errors import FetchError, ResolveError
 from kiln.lockentries import Wheel
 from kiln.pins import Pins
 from kiln.process import run
@@ -100,6 +103,69 @@ def install_locked(requirements: Path, target: Path, *, python: str, glibc: str)
             why=done.tail(20),
             fix="see what pip is configured for (`pip config list`), and run the same command again",
         )
+
+
+@dataclass(frozen=True)
+class SourceDistribution:
+    """A release's source distribution, as an index offers it; ``uploaded`` is when (UTC), "" where the index does not say."""
+
+    file: str
+    url: str
+    sha256: str
+    size: int
+    uploaded: str
+
+
+def source_distribution(name: str, version: str, *, python: str = "3.12") -> SourceDistribution:
+    """The source distribution of a release, from the index that pip is configured for. Raises ResolveError where it has none."""
+    options, environment = _as_pip_is_configured()
+    with tempfile.TemporaryDirectory(prefix="kiln-uv-") as folder:
+        Path(folder, "wanted.in").write_text(f"{name}=={version}\n", encoding="utf-8")
+        done = run(
+            [
+                _uv(),
+                *("pip", "compile", "--quiet", "--no-config", "--no-progress", "--color=never", "--format=pylock.toml"),
+                *("--no-deps", f"--python-version={python}", "--python-platform=x86_64-unknown-linux-gnu"),
+                "--output-file=pylock.toml",
+                *options,
+                "wanted.in",
+            ],
+            env=environment,
+            cwd=Path(folder),
+            timeout=600,
+        )
+        if done.code != 0:
+            raise ResolveError(
+                f"the index that pip is configured for has no {name} {version}, or does not answer",
+                why=done.tail(3),
+                fix="correct the version, or the index (`pip config list`)",
+            )
+        (package,) = tomllib.loads(Path(folder, "pylock.toml").read_text(encoding="utf-8"))["packages"]
+    offered = package.get("sdist")
+    if not offered or "sha256" not in offered.get("hashes", {}):
+        raise ResolveError(f"the index has no source distribution with a sha256 of {name} {version}")
+    uploaded = offered.get("upload-time")
+    return SourceDistribution(
+        file=unquote(str(offered["url"]).split("#")[0].rsplit("/", 1)[-1]),
+        url=offered["url"],
+        sha256=offered["hashes"]["sha256"],
+        size=int(offered.get("size", 0)),
+        uploaded=uploaded.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(uploaded, datetime) else "",
+    )
+
+
+def download_source(offered: SourceDistribution, target: Path) -> None:
+    """Download a source distribution, with the certificates that pip is configured for. What comes is for the caller to compare. Raises FetchError."""
+    environment = _as_pip_is_configured()[1]
+    try:
+        verify = environment.get("SSL_CERT_FILE", True)
+        with requests.get(offered.url, stream=True, timeout=(10, 180), verify=verify) as answer:
+            answer.raise_for_status()
+            with target.open("wb") as out:
+                for part in answer.iter_content(1 << 20):
+                    out.write(part)
+    except requests.RequestException as error:
+        raise FetchError(f"{offered.file} could not be downloaded", why=type(error).__name__) from error
 
 
 def _dated(requirements: Sequence[str], as_of: str) -> list[str]:

@@ -22,9 +22,11 @@ from kiln.records import Layer
 from kiln.registryclient import MANIFEST, OCI, Manifest, digest_of_bytes
 from kiln.releases import Checked, Release, dump, read_releases, releases_file
 from kiln.verify.render.shape import read_report
+from kiln.vllmpins import read_said
 from kiln.wheels import resolved
 from kiln.workspace import Workspace
 from tests.fuzz.mutate import damaged_table, damaged_text
+from tests.unit.derivations import small_vllm
 
 PROJECT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "ab" * 32
@@ -46,6 +48,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "attestations": _attestations(),
         "index page": _index(),
         "configuration": _configuration(folder / "configuration"),
+        "vLLM's files": _vllm_files(),
     }
 
 
@@ -75,6 +78,17 @@ def _lock(stack: str) -> Target:
         kept.setdefault(part.lstrip().split("\n", 1)[0], part)
     text = "\n\n".join(kept.values())
     return lambda random_: parse_lock(damaged_text(random_, text), "the lock")
+
+
+def _vllm_files() -> Target:
+    files = {path: data.decode() for path, data in small_vllm().items()}
+
+    def target(random_: random.Random) -> object:
+        path = random_.choice(sorted(files))
+        damaged = {**files, path: damaged_text(random_, files[path])}
+        return read_said({name: text.encode("utf-8", "surrogatepass") for name, text in damaged.items()}.get)
+
+    return target
 
 
 def _advisories(folder: Path) -> Target:

@@ -24,6 +24,7 @@ NAMES = (
     "attestations",
     "index page",
     "configuration",
+    "vLLM's files",
 )
 
 
