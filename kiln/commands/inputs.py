@@ -1,16 +1,14 @@
-"""Commands about what goes in: the lock, the store, the audit, the advisories."""
+"""Commands about what goes in: the lock, the store, the advisories."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
 from kiln.commands import complete
 from kiln.commands.context import ALLOW, SET, STACK, Context
 from kiln.console import megabytes
-from kiln.errors import UsageError
 from kiln.lockfile import lock_path, read_lock
 from kiln.session import Choice
 
@@ -158,73 +156,4 @@ def advisories(context: Context, stack: str | None, sets: tuple[str, ...], allow
     enforce(findings, allow, [item.id for item in known])
 
 
-@click.group()
-def pins() -> None:
-    """What the pins of a stack say, and whether any of it can move."""
-
-
-@pins.command("audit")
-@STACK
-@SET
-@click.pass_obj
-def pins_audit(context: Context, stack: str, sets: tuple[str, ...]) -> None:
-    """List every input of STACK that can change without its pins or its lock changing, in the lock and in the rendered Dockerfiles.
-
-    Example: kiln pins audit dsv4-mhc
-    """
-    from kiln.audit import audit, judge_audit
-
-    chosen, found, images, _ = context.session.ready(stack, Choice(sets), refuse=False)
-    result = audit(chosen, found, images)
-    context.result(str(result), asdict(result))
-    judge_audit(result, stack)
-
-
-@pins.command("derive")
-@click.option(
-    "--vllm",
-    "ref",
-    default="",
-    metavar="REF",
-    help="The revision: a release's tag (v0.29.0), or URL@COMMIT for another repository.",
-)
-@click.option(
-    "--source",
-    type=click.Path(path_type=Path),
-    help="Read these files instead: a folder with a source of vLLM, or its source distribution (.tar.gz).",
-)
-@click.option(
-    "--as",
-    "name",
-    default="",
-    metavar="STACK",
-    help="Write pins/STACK.toml, which must not be there yet; else they are printed.",
-)
-@click.option(
-    "--against",
-    default="dsv4-mhc",
-    show_default=True,
-    metavar="STACK",
-    shell_complete=complete.stacks,
-    help="The stack to compare with, which also gives what vLLM's files do not speak of.",
-)
-@click.pass_obj
-def pins_derive(context: Context, ref: str, source: Path | None, name: str, against: str) -> None:
-    """Read the pins of a stack out of a vLLM revision's own files, and say what is open, what differs, and which advisories apply.
-
-    Where vLLM's repository is not reached, a release is read out of its source distribution on PyPI, which has the same files. Nothing is guessed.
-
-    \b
-    Example: kiln pins derive --vllm v0.29.0 --as dsv4-mhc-029
-             kiln pins derive --source vllm-0.29.0.tar.gz --against dsv4-mhc
-    """
-    from kiln.deriving import derive_pins
-
-    if not ref and source is None:
-        raise UsageError("which vLLM?", fix="name a revision, or its files: --vllm v0.29.0, or --source FOLDER")
-    with context.working():
-        text, data = derive_pins(context.session, ref, source, name, against)
-    context.result(text, data)
-
-
-COMMANDS = (lock, fetch, advisories, pins)
+COMMANDS = (lock, fetch, advisories)
