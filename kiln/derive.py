@@ -1,7 +1,7 @@
 """Deriving a stack's pins from a vLLM revision's own files, on the pattern of another stack. In: the files and that stack. Out: pins as text, and what to know of them.
 
 The pattern gives what vLLM's files do not speak of: which components there are, their recipes, Kiln's own choices. What neither of the two says and
-nobody could be asked stays open: its line is there, commented out, and `kiln lock` does not take the pins before a person has filled it in.
+nobody could be asked stays open: its line is there, commented out, with the reason. Without most of them `kiln lock` refuses the pins.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from kiln.registry import tag_digest
 from kiln.vllmfiles import REACH_SECONDS, Revision, why_silent
 from kiln.vllmpins import ARGS, Found, Needed, Said, Source
 
+# Pins are read without these, and without a component's version.
+_OPTIONAL = ("base.digest", "python.as-of")
 # Ubuntu's releases by the names that images have: code name and glibc.
 UBUNTU = {"22.04": ("jammy", "2.35"), "24.04": ("noble", "2.39")}
 TILELANG = ("tilelang", "apache-tvm-ffi")
@@ -62,7 +64,8 @@ class _Deriving:
 
     def leave(self, path: str, what: str, how: str) -> None:
         self.out.values.pop(path, None)
-        self.out.open[path] = Open(path, what, how)
+        optional = path in _OPTIONAL or (path.startswith("components.") and path.endswith(".version"))
+        self.out.open[path] = Open(path, what, how, needed=not optional)
 
     def drop(self, path: str) -> None:
         """Leave a key of the pattern out: this stack has none."""
@@ -221,7 +224,7 @@ def _versions(run: _Deriving) -> None:
             where = f"{ref.where}: the branch in its comment, and the commit, as upstream's wheels are called"
             run.put(f"{at}.version", f"{release[1]}.0+git{ref.text[:7]}", where)
         else:
-            how = f"read version.txt, or what says it, at {ref.text} of {source.git.text}"
+            how = f"read version.txt, or what says it, at {ref.text} of {source.git.text}; without it, the build is told no version"
             run.leave(f"{at}.version", f"a commit says no version, and {ref.where} has no comment that does", how)
 
 
@@ -330,7 +333,7 @@ def _held(raw: Mapping[str, Any], name: str) -> bool:
 
 
 def asking(git: GitCache, config: Config) -> Asked:
-    """Ask the upstreams or their mirrors, a host that is silent once. Commits that do not exist are RefNotFoundError."""
+    """Ask the upstreams or their mirrors, a host that is silent once. A ref that they do not have is an answer too: deriving only tells."""
     silent: dict[str, str] = {}
 
     def commit(url: str, ref: str) -> tuple[str, str]:
@@ -341,7 +344,7 @@ def asking(git: GitCache, config: Config) -> Asked:
             return "", silent[host]
         try:
             return git.resolve(url, ref), ""
-        except UpstreamError as error:
+        except (UpstreamError, RefNotFoundError, SourceError) as error:
             return "", error.what
 
     def digest(image: str, tag: str) -> tuple[str, str]:

@@ -23,11 +23,12 @@ _AFTER = {"picks": "version", "version": "ref", "digest": "tag", "as-of": "glibc
 
 @dataclass(frozen=True)
 class Open:
-    """A key of the pins without a value: why, and how to find one."""
+    """A key of the pins without a value: why, and how to find one; ``needed`` says that pins without it are refused."""
 
     path: str
     what: str
     how: str
+    needed: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Derived:
     lines: dict[str, dict[str, str]] = field(default_factory=dict)
     commits: dict[str, str] = field(default_factory=dict)
     beside: list[str] = field(default_factory=list)
+
+    def needed(self) -> list[str]:
+        """The open keys without which the pins are refused."""
+        return [item.path for item in self.open.values() if item.needed]
 
     def value(self, path: str) -> Any:
         """What the pins say at a dotted key: derived, or carried over from the pattern; None where it is open or left out."""
@@ -130,14 +135,16 @@ def _shown(value: Any) -> str:
 def text_of(derived: Derived, command: str) -> str:
     """The pins file."""
     lines = [
-        f"# The stack `{derived.stack}`: what vLLM {derived.revision.ref} pins for its ROCm images, written by `{command}`",
-        f"# out of {derived.revision.origin}.",
+        _comment(
+            f"The stack `{derived.stack}`: what vLLM {derived.revision.ref} pins for its ROCm images, written by `{command}`"
+        ),
+        _comment(f"out of {derived.revision.origin}."),
         f"# Behind a value stands the file and line that it is from; one without is as in the stack {derived.pattern}. What the fields mean: docs/pins.md.",
     ]
     if derived.open:
-        lines.append(
-            f"# Open: {', '.join(derived.open)}. Each has its reason in its place; `kiln lock` does not take the pins before they are filled in."
-        )
+        lines.append(f"# Open, each with its reason in its place: {', '.join(derived.open)}.")
+    if needed := derived.needed():
+        lines.append(f"# `kiln lock` refuses these pins until there is a value for {', '.join(needed)}.")
     return "\n".join([*lines, *_table(derived, "")]) + "\n"
 
 
@@ -151,7 +158,7 @@ def _table(derived: Derived, path: str) -> Iterator[str]:
         if isinstance(old, Mapping):
             inner.append(full)
         elif full in derived.open:
-            yield f"# OPEN: {key} = …: {derived.open[full].what}. To fill it in: {derived.open[full].how}."
+            yield _comment(f"OPEN: {key} = …: {derived.open[full].what}. To fill it in: {derived.open[full].how}.")
         elif full not in derived.dropped:
             yield from _key(derived, key, full)
     for full in inner:
@@ -168,11 +175,11 @@ def _table(derived: Derived, path: str) -> Iterator[str]:
 
 def _key(derived: Derived, key: str, full: str) -> Iterator[str]:
     value, origin = derived.value(full), derived.origins.get(full, "")
-    behind = f" # {origin}" if origin else ""
+    behind = f" {_comment(origin)}" if origin else ""
     written = _written(value)
     if full in derived.lines:
         yield f"{key} = ["
-        yield from (f"    {_written(item)}, # {derived.lines[full][item]}" for item in value)
+        yield from (f"    {_written(item)}, {_comment(derived.lines[full][item])}" for item in value)
         yield "]"
     elif isinstance(value, list) and len(written) > WIDTH:
         yield f"{key} = [{behind}"
@@ -191,6 +198,11 @@ def _rows(items: Sequence[str]) -> Iterator[str]:
             row = "   "
         row += word
     yield row
+
+
+def _comment(text: str) -> str:
+    """A TOML comment, which may hold no control characters: what stands in it came out of somebody else's files."""
+    return "# " + "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def _written(value: Any) -> str:

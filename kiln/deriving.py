@@ -53,11 +53,13 @@ def derive_pins(
     report = _report(derived, findings)
     if name:
         write_whole(target, text)
+        needed = derived.needed()
         shown = f"{session.workspace.shown(target)} is written" + (
-            f"; `kiln lock {name}` takes it once what is open is filled in" if derived.open else ""
+            f"; `kiln lock {name}` refuses it until there is a value for {', '.join(needed)}" if needed else ""
         )
         return "\n".join([shown, *report]), _data(derived, findings, session.workspace.shown(target))
-    return text + "\n" + "\n".join(f"# {line}".rstrip() for line in report), _data(derived, findings, "")
+    comments = "\n".join(f"# {line}".rstrip() for line in "\n".join(report).splitlines())
+    return f"{text}\n{comments}", _data(derived, findings, "")
 
 
 def _as_pins(pattern: Pins, derived: Derived) -> Pins:

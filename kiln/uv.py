@@ -7,6 +7,7 @@ configuration, so what that says of indexes, certificates and find-links is hand
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import requests
 from packaging.requirements import Requirement
@@ -73,25 +74,31 @@ def _compiled(
     overrides: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The packages of the lock file (PEP 751) that uv makes of requirements for the stack's Python and glibc. Raises ResolveError."""
+    return _pylock(
+        {"wanted.in": requirements, "constraints.txt": constraints, "absent.txt": overrides},
+        [
+            *("--only-binary=:all:", "--index-strategy=unsafe-best-match"),
+            f"--python-version={pins.python}",
+            f"--python-platform=x86_64-manylinux_{pins.glibc.replace('.', '_')}",
+            *extra,
+            *("--override=absent.txt", "--constraint=constraints.txt"),
+        ],
+        "uv found no set of wheels for the pins",
+    )
+
+
+def _pylock(files: Mapping[str, Sequence[str]], extra: Sequence[str], failed: str) -> list[dict[str, Any]]:
+    """The packages of the lock file that uv makes of ``wanted.in``, one of ``files``. Raises ResolveError with what ``failed`` says and uv's own words."""
     with tempfile.TemporaryDirectory(prefix="kiln-uv-") as name:
         folder = Path(name)
-        for file, lines in (
-            ("wanted.in", requirements),
-            ("constraints.txt", constraints),
-            ("absent.txt", overrides),
-        ):
+        for file, lines in files.items():
             (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         options, environment = _as_pip_is_configured()
         done = run(
             [
                 _uv(),
                 *("pip", "compile", "--quiet", "--no-config", "--no-progress", "--color=never", "--format=pylock.toml"),
-                *("--only-binary=:all:", "--index-strategy=unsafe-best-match"),
-                f"--python-version={pins.python}",
-                f"--python-platform=x86_64-manylinux_{pins.glibc.replace('.', '_')}",
                 *extra,
-                "--override=absent.txt",
-                "--constraint=constraints.txt",
                 "--output-file=pylock.toml",
                 *options,
                 "wanted.in",
@@ -102,7 +109,7 @@ def _compiled(
         )
         if done.code != 0:
             raise ResolveError(
-                "uv found no set of wheels for the pins",
+                failed,
                 why=done.tail(20),
                 fix="correct the pins, or the index that pip is configured for (`pip config list`)",
             )
@@ -148,31 +155,13 @@ class SourceDistribution:
     uploaded: str
 
 
-def source_distribution(name: str, version: str, *, python: str = "3.12") -> SourceDistribution:
+def source_distribution(name: str, version: str) -> SourceDistribution:
     """The source distribution of a release, from the index that pip is configured for. Raises ResolveError where it has none."""
-    options, environment = _as_pip_is_configured()
-    with tempfile.TemporaryDirectory(prefix="kiln-uv-") as folder:
-        Path(folder, "wanted.in").write_text(f"{name}=={version}\n", encoding="utf-8")
-        done = run(
-            [
-                _uv(),
-                *("pip", "compile", "--quiet", "--no-config", "--no-progress", "--color=never", "--format=pylock.toml"),
-                *("--no-deps", f"--python-version={python}", "--python-platform=x86_64-unknown-linux-gnu"),
-                "--output-file=pylock.toml",
-                *options,
-                "wanted.in",
-            ],
-            env=environment,
-            cwd=Path(folder),
-            timeout=600,
-        )
-        if done.code != 0:
-            raise ResolveError(
-                f"the index that pip is configured for has no {name} {version}, or does not answer",
-                why=done.tail(3),
-                fix="correct the version, or the index (`pip config list`)",
-            )
-        (package,) = tomllib.loads(Path(folder, "pylock.toml").read_text(encoding="utf-8"))["packages"]
+    (package,) = _pylock(
+        {"wanted.in": [f"{name}=={version}"]},
+        ["--no-deps", "--python-version=3.12", "--python-platform=x86_64-unknown-linux-gnu"],
+        f"the index that pip is configured for has no {name} {version}, or does not answer",
+    )
     offered = package.get("sdist")
     if not offered or "sha256" not in offered.get("hashes", {}):
         raise ResolveError(f"the index has no source distribution with a sha256 of {name} {version}")
@@ -187,7 +176,12 @@ def source_distribution(name: str, version: str, *, python: str = "3.12") -> Sou
 
 
 def download_source(offered: SourceDistribution, target: Path) -> None:
-    """Download a source distribution, with the certificates that pip is configured for. What comes is for the caller to compare. Raises FetchError."""
+    """Bring a source distribution, with the certificates that pip is configured for. What comes is for the caller to compare. Raises FetchError."""
+    address = urlsplit(offered.url)
+    if address.scheme == "file":
+        # A folder that pip is configured for (find-links) is an index too.
+        shutil.copyfile(unquote(address.path), target)
+        return
     environment = _as_pip_is_configured()[1]
     try:
         verify = environment.get("SSL_CERT_FILE", True)

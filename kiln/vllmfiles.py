@@ -53,10 +53,9 @@ class Revision:
 def revision_of(ref: str, git: GitCache, store: Store) -> Revision:
     """The revision ``REF`` (or ``URL@REF``) out of git; where its host is not reached, a release's files out of its source distribution.
 
-    Raises RefNotFoundError, UpstreamError where neither is there, HashMismatchError.
+    Raises UsageError for what is neither, RefNotFoundError, UpstreamError where neither is there, HashMismatchError.
     """
-    url, _, name = ref.rpartition("@")
-    url = url or UPSTREAM
+    url, name = _named(ref)
     silent = git.reachable(url, REACH_SECONDS)
     if not silent:
         commit = git.resolve(url, name)
@@ -102,7 +101,7 @@ def given_revision(source: Path, ref: str) -> Revision:
         raise UsageError(f"{source} does not exist", fix="give --source a folder or a source distribution (.tar.gz)")
     if "pyproject.toml" not in files:
         raise UsageError(f"{source} holds no source of vLLM", why="It has no pyproject.toml.", fix="unpack it anew")
-    url, _, name = ref.rpartition("@")
+    url, name = _named(ref) if ref else (UPSTREAM, "")
     version = BytesHeaderParser().parsebytes(files.get("PKG-INFO", b"")).get("Version", "")
     if not version and not name:
         raise UsageError(
@@ -114,9 +113,18 @@ def given_revision(source: Path, ref: str) -> Revision:
     if version and tagged and tagged[1] != version:
         raise UsageError(f"{source} is vLLM {version}, not {name}", fix="correct --vllm or --source")
     version = version or (tagged[1] if tagged else "")
-    return Revision(
-        url or UPSTREAM, name or f"v{version}", version, "", "", f"{source.name}, as it was given", files.get
-    )
+    return Revision(url, name or f"v{version}", version, "", "", f"{source.name}, as it was given", files.get)
+
+
+def _named(ref: str) -> tuple[str, str]:
+    """Repository and ref of ``REF`` or ``URL@REF``. Raises UsageError."""
+    url, at, name = ref.rpartition("@")
+    if not name or (at and not url.startswith("https://")):
+        raise UsageError(
+            f"--vllm {ref}: this is neither REF nor URL@REF with an https URL",
+            fix="write v0.29.0, or https://github.com/OWNER/vllm@COMMIT; mirrors and local clones go into kiln.toml (docs/mirrors.md)",
+        )
+    return url or UPSTREAM, name
 
 
 def why_silent(answer: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -46,6 +47,15 @@ def written(files: Files, folder: Path) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
     return folder
+
+
+def packed(files: Files, archive: Path) -> Path:
+    with tarfile.open(archive, "w:gz") as tar:
+        for path, data in files.items():
+            member = tarfile.TarInfo(f"vllm-0.25.0/{path}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return archive
 
 
 def changed(files: Files, path: str, old: str, new: str) -> Files:
@@ -176,9 +186,15 @@ def test_a_base_of_wheels_is_passed_over_for_the_one_that_is_built(files: Files)
 def test_pins_are_written_as_far_as_they_are_known(session: Session, files: Files, tmp_path: Path) -> None:
     folder = written(files, tmp_path / "vllm")
     text, data = derive_pins(session, "", folder, "new-one", "dsv4-mhc", asked_nobody())
-    assert "new-one.toml is written; `kiln lock new-one` takes it once what is open is filled in" in text
+    assert (
+        "new-one.toml is written; `kiln lock new-one` refuses it until there is a value for components.flydsl.wheels"
+        in text
+    )
     path = session.workspace.pins_file("new-one")
-    assert [item["path"] for item in data["open"]] == ["python.as-of", "components.flydsl.wheels"]
+    assert [(item["path"], item["needed"]) for item in data["open"]] == [
+        ("python.as-of", False),
+        ("components.flydsl.wheels", True),
+    ]
     # The pins say themselves that they are not whole.
     with pytest.raises(PinsError, match="1 problem") as caught:
         read_pins(session.workspace, "new-one")
@@ -282,6 +298,33 @@ def test_what_no_file_says_is_open(
     assert left in opened(session, changed(files, path, old, new), tmp_path / "vllm")[0]
 
 
+@pytest.mark.parametrize(
+    ("path", "old", "new", "unreadable"),
+    [
+        (BASE, "7.2.3-complete", "latest", {"base.rocm"}),
+        (BASE, ":7.2.3-complete", "", {"base.rocm", "base.tag"}),
+        (BASE, "dev-ubuntu-22.04", "dev-debian", {"ubuntu.suite", "python.glibc"}),
+        (BASE, "PYTHON_VERSION=3.12", "PYTHON_VERSION=3.13", {"components.cpython.ref"}),
+        (BASE, " # release/2.11 as of some day", "", set()),
+        ("requirements/rocm.txt", "tilelang==0.1.10\n", "", {"components.tilelang.wheels"}),
+    ],
+)
+def test_what_is_said_to_be_needed_is_what_pins_are_refused_without(
+    session: Session, files: Files, tmp_path: Path, path: str, old: str, new: str, unreadable: set[str]
+) -> None:
+    folder = written(changed(files, path, old, new), tmp_path / "vllm")
+    text, data = derive_pins(session, "", folder, "", "dsv4-mhc", asked_nobody())
+    needed = {item["path"] for item in data["open"] if item["needed"]}
+    assert needed == unreadable | {"components.flydsl.wheels"}
+    session.workspace.pins_file("derived").write_text(text, encoding="utf-8")
+    with pytest.raises(PinsError) as caught:
+        read_pins(session.workspace, "derived")
+    # Of a component it is said what it lacks, of a table which key.
+    assert {line.split(":")[0] for line in caught.value.why.splitlines()} == {
+        item.rpartition(".")[0] if item.startswith("components.") else item for item in needed
+    }
+
+
 def test_a_flydsl_that_vllm_names_is_taken(session: Session, files: Files, tmp_path: Path) -> None:
     other = changed(files, "requirements/rocm.txt", "tilelang==", "flydsl==0.2.0\ntilelang==")
     left, values = opened(session, other, tmp_path / "vllm")
@@ -314,6 +357,18 @@ def test_where_upstream_answers_commits_and_flydsl_are_known(
     assert "components.aiter.ref" not in [item["path"] for item in data["unresolved"]]
 
 
+def test_a_ref_that_upstream_does_not_have_is_told_and_stops_nothing(
+    session: Session, files: Files, tmp_path: Path, upstream: tuple[Config, str]
+) -> None:
+    config, _ = upstream
+    asked = asking(GitCache(tmp_path / "git", config), config)
+    folder = written(changed(files, BASE, "v0.1.16.post2", "v0.1.99"), tmp_path / "vllm")
+    _, data = derive_pins(session, "", folder, "", "dsv4-mhc", Asked(asked.commit, asked_nobody().digest, asked.file))
+    why = {item["path"]: item["why"] for item in data["unresolved"]}
+    assert "has no tag or branch 'v0.1.99'" in why["components.aiter.ref"]
+    assert data["pins"]["components.aiter.ref"]["value"] == "v0.1.99"
+
+
 def test_a_revision_is_read_out_of_git(session: Session, tmp_path: Path, upstream: tuple[Config, str]) -> None:
     config, commit = upstream
     git = GitCache(tmp_path / "git", config)
@@ -324,15 +379,29 @@ def test_a_revision_is_read_out_of_git(session: Session, tmp_path: Path, upstrea
     assert found.read("nothing") is None
     with pytest.raises(UpstreamError, match=r"is no release of vLLM's own"):
         revision_of("https://github.com/somebody/vllm@v0.25.0", git, session.store)
+    for wrong in ("git@github.com:ROCm/aiter@v1", "https://github.com/ROCm/aiter@", "x@v1"):
+        with pytest.raises(UsageError, match="is neither REF nor URL@REF"):
+            revision_of(wrong, git, session.store)
+
+
+def test_where_the_repository_is_not_reached_a_release_is_read_out_of_its_source_distribution(
+    session: Session, files: Files, tmp_path: Path, links: Path
+) -> None:
+    packed(files, links / "vllm-0.25.0.tar.gz")
+    sha256 = hashlib.sha256((links / "vllm-0.25.0.tar.gz").read_bytes()).hexdigest()
+    git = GitCache(tmp_path / "git", Config((("https:/", str(tmp_path / "nothing")),), ()))
+    found = revision_of("v0.25.0", git, session.store)
+    assert (found.ref, found.version, found.commit, found.released) == ("v0.25.0", "0.25.0", "", "")
+    assert found.origin == f"vllm-0.25.0.tar.gz from PyPI (sha256 {sha256})"
+    assert found.instead.startswith("the repository is not reached: ")
+    assert read_said(found.read) == read_said(files.get)
+    # It is in the store now, and the index is asked for its name alone.
+    assert session.store.path(sha256).is_file()
+    assert revision_of("v0.25.0", git, session.store).origin == found.origin
 
 
 def test_a_source_distribution_is_read_as_a_folder_is(files: Files, tmp_path: Path) -> None:
-    archive = tmp_path / "vllm-0.25.0.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        for path, data in {**files, "vllm/envs.py": b"x", "docker/Dockerfile.cpu": b"x"}.items():
-            member = tarfile.TarInfo(f"vllm-0.25.0/{path}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    archive = packed({**files, "vllm/envs.py": b"x", "docker/Dockerfile.cpu": b"x"}, tmp_path / "vllm-0.25.0.tar.gz")
     assert archive_files(archive) == files
     revision = given_revision(archive, "")
     assert (revision.ref, revision.version) == ("v0.25.0", "0.25.0")
