@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from kiln.config import Config
 from kiln.derivedtext import Derived, Open, Unresolved, lookup
-from kiln.errors import RefNotFoundError, SourceError, UpstreamError, UsageError
+from kiln.errors import RefNotFoundError, ResolveError, SourceError, UpstreamError, UsageError
 from kiln.git import GitCache
 from kiln.overrides import version_of
 from kiln.registry import tag_digest
+from kiln.requirements import requirements_in
 from kiln.vllmfiles import REACH_SECONDS, Revision, why_silent
 from kiln.vllmpins import ARGS, Found, Needed, Said, Source
 
@@ -31,6 +34,7 @@ UBUNTU = {"22.04": ("jammy", "2.35"), "24.04": ("noble", "2.39")}
 TILELANG = ("tilelang", "apache-tvm-ffi")
 NEEDED = ("vllm", "vllm-needs", "vllm-triton-kernels", "tilelang", "flydsl", "cpython", *ARGS)
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_EXACT = re.compile(r"[\w.-]+==[^,*]+")
 _RELEASE = re.compile(r"release/(\d+\.\d+)\b")
 
 
@@ -98,7 +102,7 @@ def derive(stack: str, pattern: str, raw: Mapping[str, Any], revision: Revision,
     _source(run, "vllm-triton-kernels", said.kernels)
     _versions(run)
     _vllm(run)
-    _flydsl(run)
+    _aiter(run)
     _wheels(run)
     _carried(run)
     run.out.beside += said.beside
@@ -177,13 +181,17 @@ def _source(run: _Deriving, name: str, source: Source) -> None:
     ref, where = source.ref.text, source.ref.where
     same = source.git.text == old_git and (ref == old_ref or _begins(ref, old_ref))
     run.put(f"{at}.git", source.git.text, source.git.where)
+    kernels = run.said.kernels
+    if not same and source.git.text == kernels.git.text and ref != kernels.ref.text and _begins(ref, kernels.ref.text):
+        # Triton is named twice, once with all its digits.
+        ref, where = kernels.ref.text, f"{where}: {ref}, all its digits in {kernels.ref.where}"
     commit, why = run.asked.commit(source.git.text, ref)
     if commit:
         run.out.commits[name] = commit
     if same and ref != old_ref:
         ref = old_ref
         run.put(f"{at}.ref", ref, f"{where}: {source.ref.text}, all its digits as in {run.pattern}")
-    elif _COMMIT.fullmatch(ref) and commit:
+    elif _COMMIT.fullmatch(ref) and commit and commit != ref:
         ref = commit
         run.put(f"{at}.ref", ref, f"{where}: {source.ref.text}, all its digits from the repository")
     else:
@@ -241,31 +249,43 @@ def _vllm(run: _Deriving) -> None:
     run.unresolved("vllm", revision.git, revision.ref, revision.commit, revision.instead)
 
 
-def _flydsl(run: _Deriving) -> None:
-    """FlyDSL's version is in AITER's requirements, not in vLLM's."""
-    path, source = "components.flydsl.wheels", run.said.sources["aiter"]
+def _aiter(run: _Deriving) -> None:
+    """What AITER's own requirements say and vLLM's files do not: FlyDSL's version, and what the carried components have otherwise."""
+    source, path = run.said.sources["aiter"], "components.flydsl.wheels"
+    file = f"requirements.txt of AITER {source.ref.text}"
+    asked = _aiters_own(run, source) if "aiter" in run.changed else {}
+    flydsl = asked.get("flydsl")
     if needed := run.said.needs.get("flydsl"):
         _exact(run, path, [needed])
-        return
-    if "aiter" not in run.changed:
-        return
+    elif flydsl and _EXACT.fullmatch(text := f"flydsl{flydsl.specifier}"):
+        run.put(path, [text], file)
+    elif "aiter" in run.changed:
+        why = "it names no exact one" if asked else "that was not read"
+        how = f"read requirements.txt at {source.ref.text} of {source.git.text}"
+        run.leave(path, f"AITER {source.ref.text} names its FlyDSL in its own requirements.txt, and {why}", how)
+    if "aiter" in run.changed and not asked:
+        run.out.beside.append(
+            f"{file} was not read: base-needs and build-tools are as {run.pattern} has them, and may be other than it asks"
+        )
+    _against(run, {name: (str(one), one.specifier, file) for name, one in asked.items() if name != "flydsl"}, "AITER")
+    if missing := sorted(str(one) for name, one in asked.items() if not _named(run, name)):
+        run.out.beside.append(f"{file} asks for {', '.join(missing)}, which no component names")
+
+
+def _aiters_own(run: _Deriving, source: Source) -> dict[str, Requirement]:
+    """The requirements in AITER's own file by name; none where it is not reached."""
     commit = run.out.commits.get("aiter", "")
-    text = (
-        (run.asked.file(source.git.text, commit, "requirements.txt") or b"").decode(errors="replace") if commit else ""
-    )
-    if found := re.search(r"^\s*flydsl\s*==\s*([0-9][\w.+!-]*)", text, re.MULTILINE | re.IGNORECASE):
-        run.put(path, [f"flydsl=={found[1]}"], f"requirements.txt of AITER {source.ref.text}")
-        return
-    how = f"read requirements.txt at {source.ref.text} of {source.git.text}"
-    run.leave(
-        path,
-        f"AITER {source.ref.text} names its FlyDSL in its own requirements.txt, and {'it names no exact one' if text else 'that was not reached'}",
-        how,
-    )
+    found: dict[str, Requirement] = {}
+    with suppress(ResolveError):
+        for one in requirements_in(
+            "aiter", "requirements.txt", lambda at: run.asked.file(source.git.text, commit, at) if commit else None
+        ):
+            found[str(canonicalize_name(one.name))] = one
+    return found
 
 
 def _exact(run: _Deriving, path: str, needs: Sequence[Needed]) -> None:
-    loose = [need for need in needs if not re.fullmatch(r"[\w.-]+==[^,*]+", need.text)]
+    loose = [need for need in needs if not _EXACT.fullmatch(need.text)]
     if loose:
         run.leave(
             path,
@@ -299,21 +319,9 @@ def _wheels(run: _Deriving) -> None:
 def _carried(run: _Deriving) -> None:
     """Say where what is carried over from the pattern speaks against what this revision asks for."""
     known = {**run.said.build_needs, **run.said.needs}
-    for name, item in run.raw["components"].items():
-        if name == "vllm-needs":
-            continue
-        for text in item.get("requires", []):
-            carried = Requirement(text)
-            need = known.get(str(canonicalize_name(carried.name)))
-            if need and need.specifiers and carried.specifier and need.specifiers != carried.specifier:
-                run.out.beside.append(
-                    f"components.{name} has {text} as {run.pattern} has; this vLLM asks for {need.text} ({need.where})"
-                )
-    missing = sorted(
-        name for name, need in run.said.build_needs.items() if name not in run.said.needs and not _held(run.raw, name)
-    )
-    if missing:
-        run.out.beside.append(f"its build asks for {', '.join(missing)}, which no component holds or builds")
+    _against(run, {name: (need.text, need.specifiers, need.where) for name, need in known.items()}, "this vLLM")
+    if missing := [name for name in run.said.build_needs if not _named(run, name)]:
+        run.out.beside.append(f"its build asks for {', '.join(missing)}, which no component names")
     there = set(run.old("ubuntu.packages") or ())
     if left := [name for name in run.said.packages if name not in there]:
         run.out.beside.append(f"its base image installs {' '.join(left)}, which ubuntu.packages does not have")
@@ -322,14 +330,30 @@ def _carried(run: _Deriving) -> None:
     )
 
 
-def _held(raw: Mapping[str, Any], name: str) -> bool:
+def _against(run: _Deriving, asked: Mapping[str, tuple[str, SpecifierSet, str]], who: str) -> None:
+    """Say which requirements of the pattern ``who`` asks for with other bounds; ``asked`` are text, bounds and place by name."""
+    for name, item in run.raw["components"].items():
+        for text in item.get("requires", ()) if name != "vllm-needs" else ():
+            carried = Requirement(text)
+            called = str(canonicalize_name(carried.name))
+            wanted, bounds, where = asked.get(called, ("", SpecifierSet(), ""))
+            # What is carried without bounds has those of vllm-needs, for all is resolved together.
+            held = run.said.needs.get(called) if not carried.specifier else None
+            if bounds and bounds not in (carried.specifier, held and held.specifiers):
+                run.out.beside.append(
+                    f"components.{name} has {text} as {run.pattern} has; {who} asks for {wanted} ({where})"
+                )
+
+
+def _named(run: _Deriving, name: str) -> bool:
+    """Whether a component of the derived pins names a distribution, or builds it."""
     texts = [
         text
-        for item in raw["components"].values()
+        for component, item in run.raw["components"].items()
         for key in ("requires", "wheels", "provides")
-        for text in item.get(key, [])
+        for text in (item.get(key, ()) if component != "vllm-needs" else ())
     ]
-    return name in {str(canonicalize_name(Requirement(text).name)) for text in texts}
+    return name in {*run.said.needs, *(str(canonicalize_name(Requirement(text).name)) for text in texts)}
 
 
 def asking(git: GitCache, config: Config) -> Asked:

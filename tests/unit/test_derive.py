@@ -28,6 +28,7 @@ from kiln.workspace import Workspace
 from tests.unit.derivations import small_vllm
 
 BASE = "docker/Dockerfile.rocm_base"
+KERNELS = "cmake/external_projects/triton_kernels.cmake"
 Files = dict[str, bytes]
 
 
@@ -121,7 +122,7 @@ def test_of_the_kernels_in_cmake_those_for_rocm_are_taken(files: Files) -> None:
         'if (VLLM_TARGET_DEVICE STREQUAL "rocm")\n set(TRITON_GIT "https://github.com/ROCm/triton.git")\n set(TRITON_KERNELS_TAG "abc")\n'
         'else()\n set(TRITON_GIT "https://github.com/triton-lang/triton.git")\n set(TRITON_KERNELS_TAG "v3.5.1")\nendif()\n'
     )
-    path = "cmake/external_projects/triton_kernels.cmake"
+    path = KERNELS
     kernels = read_said({**files, path: branches.encode()}.get).kernels
     assert (kernels.git.text, kernels.ref.text, kernels.ref.where) == (
         "https://github.com/ROCm/triton",
@@ -242,7 +243,11 @@ def test_what_is_said_of_them_is_what_a_person_must_know(session: Session, files
     assert ("aiter-mhc-race", "refuse") in [(item["id"], item["effect"]) for item in data["advisories"]]
     beside = "\n".join(data["beside"])
     assert "components.build-tools has cmake>=3.26.1,<4 as dsv4-mhc has; this vLLM asks for cmake>=3.26.1,<5" in beside
-    assert "its build asks for odd-tool, which no component holds or builds" in beside
+    assert "its build asks for odd-tool, which no component names" in beside
+    assert (
+        "requirements.txt of AITER v0.1.13.post1 was not read: base-needs and build-tools are as dsv4-mhc has them"
+        in beside
+    )
     assert "its base image installs python3.12 strace, which" in beside
     assert "rocm-base" in beside
     # What is printed is the pins, and all else as their comments.
@@ -257,6 +262,17 @@ def opened(session: Session, files: Files, folder: Path) -> tuple[set[str], dict
     paths = {item["path"] for item in data["open"]}
     assert not paths & values.keys()
     return paths, values
+
+
+def test_a_commit_that_is_named_twice_has_all_its_digits(session: Session, files: Files, tmp_path: Path) -> None:
+    full = "0f380657" + "ab" * 16
+    kernels = f'set(TRITON_KERNELS_TAG "{full}")\nset(TRITON_GIT "https://github.com/ROCm/triton.git")\n'
+    _, values = opened(session, {**files, KERNELS: kernels.encode()}, tmp_path / "vllm")
+    assert values["components.triton.ref"] == full
+    # One of another repository is another commit, whatever its digits.
+    elsewhere = kernels.replace("ROCm", "triton-lang")
+    _, values = opened(session, {**files, KERNELS: elsewhere.encode()}, tmp_path / "other")
+    assert values["components.triton.ref"] == "0f380657"
 
 
 def test_another_base_image_has_no_digest_that_anybody_knows(session: Session, files: Files, tmp_path: Path) -> None:
@@ -332,12 +348,15 @@ def test_a_flydsl_that_vllm_names_is_taken(session: Session, files: Files, tmp_p
     assert values["components.flydsl.wheels"] == ["flydsl==0.2.0"]
 
 
+REQUIREMENTS = "pandas==3.0.3\nflydsl==0.2.3  # for AOT\npackaging>=24.2,<30\npsutil\npytest==9.0.3\n"
+
+
 @pytest.fixture
 def upstream(tmp_path: Path) -> tuple[Config, str]:
     """A mirror with AITER's repository and nothing else, and the commit of its tag."""
     work = tmp_path / "aiter"
     work.mkdir()
-    (work / "requirements.txt").write_text("pandas\nflydsl==0.2.3  # for AOT\n", encoding="utf-8")
+    (work / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     git = ["git", "-C", str(work), "-c", "user.name=x", "-c", "user.email=x@y.z"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"], ["tag", "v0.1.16.post2"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
@@ -354,6 +373,11 @@ def test_where_upstream_answers_commits_and_flydsl_are_known(
     _, data = derive_pins(session, "", written(files, tmp_path / "vllm"), "", "dsv4-mhc", only_git)
     assert data["commits"] == {"aiter": commit}
     assert data["pins"]["components.flydsl.wheels"]["value"] == ["flydsl==0.2.3"]
+    # What AITER asks for and nothing that is carried has; packaging has these bounds in vLLM's requirements.
+    assert [line for line in data["beside"] if "AITER v0" in line] == [
+        "components.base-needs has pandas as dsv4-mhc has; AITER asks for pandas==3.0.3 (requirements.txt of AITER v0.1.16.post2)",
+        "requirements.txt of AITER v0.1.16.post2 asks for pytest==9.0.3, which no component names",
+    ]
     assert "components.aiter.ref" not in [item["path"] for item in data["unresolved"]]
 
 
@@ -375,7 +399,7 @@ def test_a_revision_is_read_out_of_git(session: Session, tmp_path: Path, upstrea
     found = revision_of("https://github.com/ROCm/aiter@v0.1.16.post2", git, session.store)
     assert (found.ref, found.commit, found.version) == ("v0.1.16.post2", commit, "0.1.16.post2")
     assert found.released.endswith("Z")
-    assert found.read("requirements.txt") == b"pandas\nflydsl==0.2.3  # for AOT\n"
+    assert found.read("requirements.txt") == REQUIREMENTS.encode()
     assert found.read("nothing") is None
     with pytest.raises(UpstreamError, match=r"is no release of vLLM's own"):
         revision_of("https://github.com/somebody/vllm@v0.25.0", git, session.store)
