@@ -83,7 +83,7 @@ def revision_of(ref: str, git: GitCache, store: Store) -> Revision:
             size = offered.size or (scratch / "sdist").stat().st_size
             store.add(scratch / "sdist", sha256=offered.sha256, size=size, label=offered.file, origin=offered.url)
     files = archive_files(store.check(offered.sha256, offered.file))
-    origin = f"{offered.file} from PyPI (sha256 {offered.sha256})"
+    origin = f"the source distribution {offered.file} (sha256 {offered.sha256})"
     instead = f"the repository is not reached: {why_silent(silent)}"
     return Revision(url, name, tagged[1], "", offered.uploaded, origin, files.get, instead)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -101,12 +101,12 @@ def read_said(read: Read) -> Said:
     serving = _dockerfile(read, base.file.removesuffix("_base"))
     stage = base.stage("base")
     python = _set(base, stage, "PYTHON_VERSION")
-    if not re.fullmatch(r"\d+\.\d+", python.text):
+    if not re.fullmatch(r"\d{1,3}\.\d{1,3}", python.text):
         raise UnknownLayoutError(
             f"{python.where}: PYTHON_VERSION is {python.text!r}", why="A version such as 3.12 is expected."
         )
     sources = {name: _source(base, arg) for name, arg in ARGS.items()}
-    if (requires := _requires_python(read)) and not SpecifierSet(requires).contains(f"{python.text}.99"):
+    if not (requires := _requires_python(read)).contains(f"{python.text}.99"):
         beside.append(f"pyproject.toml asks for Python {requires}, and {python.where} has {python.text}")
     beside += _beside(base, serving)
     return Said(
@@ -201,7 +201,15 @@ def _picks(file: str, git: str, stage: Stage, run: Instruction) -> Iterator[Foun
     url = f"https://github.com/{repositories.pop()}" if len(repositories) == 1 else git
     known = {name: value.text for name, value in stage.variables().items()}
     for word in _PICK.findall(run.text):
-        yield Found(f"{url}@{evaluated(word, known)}", f"{file}:{run.line}")
+        yield Found(f"{url}@{_expanded(word, known, f'{file}:{run.line}')}", f"{file}:{run.line}")
+
+
+def _expanded(text: str, known: Mapping[str, str], where: str) -> str:
+    """All words of a text with their variables' values. Raises UnknownLayoutError for what a Dockerfile does not have."""
+    try:
+        return " ".join(evaluated(word, known) for word in words(text))
+    except ValueError as error:
+        raise UnknownLayoutError(f"{where} cannot be read", why=str(error)) from error
 
 
 def _runs(stage: Stage) -> Iterator[Instruction]:
@@ -226,7 +234,11 @@ def _packages(stage: Stage) -> Iterator[str]:
     for run in _runs(stage):
         for listed in _INSTALL.findall(run.text):
             for word in listed.split():
-                name = evaluated(word, known)
+                try:
+                    name = evaluated(word, known)
+                except ValueError:
+                    # The shell can do more with a variable than a Dockerfile; its text says enough here.
+                    name = word
                 if not word.startswith("-") and name not in seen:
                     seen.add(name)
                     yield name
@@ -237,10 +249,8 @@ def _kernels(read: Read, serving: Dockerfile) -> Source:
     for stage in serving.stages:
         known = {name: value.text for name, value in stage.variables().items()}
         for one in stage.instructions:
-            if one.keyword == "ADD" and (
-                hit := _TARBALL.search(" ".join(evaluated(word, known) for word in words(one.text)))
-            ):
-                where = f"{serving.file}:{one.line}"
+            where = f"{serving.file}:{one.line}"
+            if one.keyword == "ADD" and (hit := _TARBALL.search(_expanded(one.text, known, where))):
                 return Source(Found(f"https://github.com/{hit[1]}", where), Found(hit[2], where))
     if own := next((stage.env[_KERNELS_DIR] for stage in serving.stages if _KERNELS_DIR in stage.env), None):
         raise UnknownLayoutError(
@@ -270,14 +280,21 @@ def _needs(read: Read, path: str, python: str) -> dict[str, Needed]:
                 continue
             where = f"{line.file}:{line.number}"
             try:
-                requirement = Requirement(line.text)
+                requirement = _requirement(line.text)
             except InvalidRequirement as error:
-                raise UnknownLayoutError(f"{where} is no requirement: {line.text!r}", why=str(error)) from error
+                raise UnknownLayoutError(f"{where} is no requirement: {line.text[:100]!r}", why=str(error)) from error
             if holds(requirement, python):
                 found.setdefault(str(canonicalize_name(requirement.name)), []).append((requirement, where))
     except ResolveError as error:
         raise UnknownLayoutError(f"{path} includes a file that this vLLM does not have", why=error.what) from error
     return {name: _together(name, found[name]) for name in sorted(found)}
+
+
+def _requirement(text: str) -> Requirement:
+    # The longest of vLLM's has 150 characters; Python makes no number of more than 4300 digits.
+    if len(text) > 1000:
+        raise InvalidRequirement("it is longer than 1000 characters")
+    return Requirement(text)
 
 
 def _together(name: str, found: list[tuple[Requirement, str]]) -> Needed:
@@ -300,13 +317,15 @@ def _together(name: str, found: list[tuple[Requirement, str]]) -> Needed:
 
 
 def _sortable(version: str) -> list[tuple[int, str]]:
-    return [(int(part) if part.isdigit() else -1, part) for part in version.split(".")]
+    return [(int(part) if part.isdecimal() else -1, part) for part in version.split(".")]
 
 
-def _requires_python(read: Read) -> str:
+def _requires_python(read: Read) -> SpecifierSet:
     try:
         project = tomllib.loads(_text(read, "pyproject.toml")).get("project", {})
-        return str(project.get("requires-python", "")) if isinstance(project, dict) else ""
+        return SpecifierSet(str(project.get("requires-python", ""))[:1000] if isinstance(project, dict) else "")
+    except InvalidSpecifier as error:
+        raise UnknownLayoutError("pyproject.toml has no requires-python that can be read", why=str(error)) from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UnknownLayoutError("pyproject.toml is not TOML", why=str(error)) from error
 

@@ -185,7 +185,7 @@ def _summary(
 def pins_derive(context: Context, ref: str, source: Path | None, name: str, against: str) -> None:
     """Read the pins of a stack out of a vLLM revision's own files, and say what is open, what differs, and which advisories apply.
 
-    Where vLLM's repository is not reached, a release is read out of its source distribution on PyPI, which has the same files. Nothing is guessed.
+    Where vLLM's repository is not reached, a release is read out of its source distribution, which carries these files too. Nothing is guessed (docs/derive.md).
 
     \b
     Example: kiln pins derive --vllm v0.29.0 --as dsv4-mhc-029

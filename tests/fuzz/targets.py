@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from kiln.cacheentry import component_entry, image_record, read_component_entry,
 from kiln.canonical import canonical_json
 from kiln.config import read_config
 from kiln.cosign import statements
+from kiln.derive import asked_nobody, derive
+from kiln.derivedtext import text_of
 from kiln.lockfile import parse_lock
 from kiln.ociimage import read_layout
 from kiln.pins import read_pins
@@ -22,6 +25,7 @@ from kiln.records import Layer
 from kiln.registryclient import MANIFEST, OCI, Manifest, digest_of_bytes
 from kiln.releases import Checked, Release, dump, read_releases, releases_file
 from kiln.verify.render.shape import read_report
+from kiln.vllmfiles import UPSTREAM, Revision
 from kiln.vllmpins import read_said
 from kiln.wheels import resolved
 from kiln.workspace import Workspace
@@ -82,11 +86,15 @@ def _lock(stack: str) -> Target:
 
 def _vllm_files() -> Target:
     files = {path: data.decode() for path, data in small_vllm().items()}
+    raw = tomllib.loads((PROJECT / "pins" / "dsv4-mhc.toml").read_text(encoding="utf-8"))
 
     def target(random_: random.Random) -> object:
         path = random_.choice(sorted(files))
         damaged = {**files, path: damaged_text(random_, files[path])}
-        return read_said({name: text.encode("utf-8", "surrogatepass") for name, text in damaged.items()}.get)
+        read = {name: text.encode("utf-8", "surrogatepass") for name, text in damaged.items()}.get
+        revision = Revision(UPSTREAM, "v0.25.0", "0.25.0", "", "", "here", read)
+        # What is read can be written: as TOML, whatever it is.
+        return tomllib.loads(text_of(derive("new", "dsv4-mhc", raw, revision, read_said(read), asked_nobody()), "x"))
 
     return target
 

@@ -93,6 +93,18 @@ def test_requirements_of_one_name_are_one_with_the_stricter_bounds(files: Files)
     assert "never" not in needs
 
 
+def test_another_python_than_the_source_takes_is_said(files: Files) -> None:
+    beside = read_said(changed(files, BASE, "PYTHON_VERSION=3.12", "PYTHON_VERSION=3.15").get).beside
+    assert f"pyproject.toml asks for Python <3.15,>=3.10, and {BASE}:19 has 3.15" in beside
+
+
+def test_what_only_a_shell_can_expand_is_left_in_a_package_and_refused_in_a_pick(files: Files) -> None:
+    said = read_said(changed(files, BASE, "git curl python${PYTHON_VERSION}", "git python${PYTHON_VERSION%.*}").get)
+    assert said.packages == ("git", "python${PYTHON_VERSION%.*}", "strace")
+    with pytest.raises(UnknownLayoutError, match=f"{BASE}:28 cannot be read"):
+        read_said(changed(files, BASE, "cherry-pick 555d04f", "cherry-pick ${TRITON_BRANCH%x}").get)
+
+
 def test_a_pick_without_a_comment_is_of_the_same_repository(files: Files) -> None:
     said = read_said(changed(files, BASE, "# https://github.com/triton-lang/triton/pull/8991\n", "").get)
     assert [pick.text for pick in said.sources["triton"].picks] == ["https://github.com/ROCm/triton@555d04f"]
@@ -153,7 +165,9 @@ def test_an_arg_that_is_not_there_is_named_with_its_file(files: Files, arg: str,
         (BASE, "build_aiter\nARG AITER_BRANCH\n", "build_aiter\n", "which stage build_aiter does not declare"),
         ("requirements/rocm.txt", "-r common.txt", "-r other.txt", "requirements/rocm.txt includes a file"),
         ("requirements/common.txt", "numpy", "num py", "requirements/common.txt:2 is no requirement"),
+        ("requirements/common.txt", "numpy", f"numpy>={'9' * 5000}", "requirements/common.txt:2 is no requirement"),
         ("pyproject.toml", "[project]", "[project", "pyproject.toml is not TOML"),
+        ("pyproject.toml", "<3.15", "<#.15", "pyproject.toml has no requires-python that can be read"),
     ],
 )
 def test_another_layout_is_refused_by_its_name(files: Files, path: str, old: str, new: str, words: str) -> None:
@@ -416,7 +430,7 @@ def test_where_the_repository_is_not_reached_a_release_is_read_out_of_its_source
     git = GitCache(tmp_path / "git", Config((("https:/", str(tmp_path / "nothing")),), ()))
     found = revision_of("v0.25.0", git, session.store)
     assert (found.ref, found.version, found.commit, found.released) == ("v0.25.0", "0.25.0", "", "")
-    assert found.origin == f"vllm-0.25.0.tar.gz from PyPI (sha256 {sha256})"
+    assert found.origin == f"the source distribution vllm-0.25.0.tar.gz (sha256 {sha256})"
     assert found.instead.startswith("the repository is not reached: ")
     assert read_said(found.read) == read_said(files.get)
     # It is in the store now, and the index is asked for its name alone.
