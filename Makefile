@@ -77,7 +77,7 @@ rehearse: tools dev ## build the ROCm images from stand-ins for their upstreams:
 corpus: dev ## seeded defects in images, wheels, logs, servers and operators, each caught by its check; WORDS=part of a name, JSON=1
 	@$(DEVPYTHON) -m tests.corpus $(if $(JSON),--json) $(WORDS)
 
-contract: dev ## the mHC switch against the real sources of vLLM's releases: fetched by checksum, their dispatch run, every symbol taken out once
+contract: dev ## the mHC switch and `kiln pins derive` on the real sources of vLLM's releases: fetched by checksum, their dispatch run, every symbol taken out once
 	@$(DEVPYTHON) -m tests.contract
 	@KILN_CONTRACT=1 $(PYTEST) -q tests/contract
 
