@@ -4,6 +4,9 @@ MODEL ?=
 DATA ?=
 PYTHON ?= python3
 
+# The images of a ROCm stack are called after it: rocm-base of dsv4-mhc, rocm-upstream-base of dsv4-mhc-upstream.
+IMAGES = $(patsubst dsv4-mhc%,rocm%,$(STACK))
+
 KILN = .kiln/venv/bin/kiln
 DEVPYTHON = .kiln/venv-dev/bin/python
 PYTEST = $(DEVPYTHON) -m pytest
@@ -24,10 +27,10 @@ image: tools ## fetch, build and verify the images of STACK
 	@$(KILN) image $(STACK) $(SETS) $(if $(MODEL),--model $(MODEL))
 
 base: tools ## the same for the base image alone
-	@$(KILN) image $(STACK) $(SETS) --image rocm-base
+	@$(KILN) image $(STACK) $(SETS) --image $(IMAGES)-base
 
 serving: tools ## the same for the serving image, and the base image that it stands on
-	@$(KILN) image $(STACK) $(SETS) --image rocm-serving $(if $(MODEL),--model $(MODEL))
+	@$(KILN) image $(STACK) $(SETS) --image $(IMAGES)-serving $(if $(MODEL),--model $(MODEL))
 
 gates: tools ## measure the images of STACK, with real weights: MODEL=DIR DATA=DIR (gsm8k's); hours on a GPU node
 	@$(KILN) verify $(STACK) $(SETS) --level gates $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
@@ -59,6 +62,10 @@ plan: tools ## show the components of STACK and their build keys
 
 audit: tools ## list every input of STACK that could change
 	@$(KILN) pins audit $(STACK) $(SETS)
+
+.PHONY: bump
+bump: tools ## take COMPONENT of STACK to its newest release, or to TO=REF, and commit it; DRY=1 only shows
+	@$(KILN) pins bump $(COMPONENT) --stack $(STACK) $(if $(TO),--to $(TO)) $(if $(DRY),--dry-run)
 
 advisories: tools ## say which known-bad combinations STACK is
 	@$(KILN) advisories $(STACK) $(SETS)
@@ -120,6 +127,8 @@ lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is 
 	@.kiln/venv-dev/bin/kiln --quiet render cpu --check
 	@.kiln/venv-dev/bin/kiln --quiet render dsv4-mhc --check
 	@.kiln/venv-dev/bin/kiln --quiet pins audit dsv4-mhc
+	@.kiln/venv-dev/bin/kiln --quiet render dsv4-mhc-upstream --check
+	@.kiln/venv-dev/bin/kiln --quiet pins audit dsv4-mhc-upstream
 	@.kiln/venv-dev/bin/kiln --quiet ci render --check
 
 clean: ## stop the private engine and remove everything kiln made (.kiln)

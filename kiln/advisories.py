@@ -303,6 +303,7 @@ def _revision_rule(item: Table, known: Catalogue, effect: Effect) -> RevisionRul
         rocm=_all(item, "rocm", _ROCM, "is no version of the form 7.2.3"),
         archs=_all(item, "archs", _ARCH, "is no arch such as gfx942"),
         path=_choice(item, "path", get_args(MhcPath)[1:], ""),  # type: ignore[arg-type]
+        plugin=item.flag("plugin"),
     )
     if not rule.has and not rule.lacks:
         item.problems.add(item.where, "says of no mark that the revision has or lacks it")

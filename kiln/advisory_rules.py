@@ -22,6 +22,8 @@ SHOWN = {"aiter": "AITER", "vllm": "vLLM"}
 # What the Python of the rules asks for by name.
 VLLM_MARKS = ("aiter-mhc", "aiter-mhc-by-variable", "tilelang-switch", "hc-mult-check")
 MHC_ARCHS = ("gfx942", "gfx950")
+# The folder of the plugin that brings the switch to a vLLM without it: a stack that pins it has the switch.
+SWITCH_PLUGIN = "plugins/vllm-mhc-switch"
 _FULL = re.compile(r"[0-9a-f]{40}")
 _STRENGTH: tuple[DecidedBy, ...] = ("table", "source", "history")
 
@@ -261,7 +263,8 @@ class _Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class RevisionRule(_Rule):
-    """A revision of ``component`` that has and lacks certain marks, on certain ROCm versions, archs and mHC paths."""
+    """A revision of ``component`` that has and lacks certain marks, on certain ROCm versions, archs and mHC paths; ``plugin``: only where the
+    image's switch is the plugin's."""
 
     component: str
     has: tuple[str, ...] = ()
@@ -269,10 +272,11 @@ class RevisionRule(_Rule):
     rocm: tuple[str, ...] = ()
     archs: tuple[str, ...] = ()
     path: MhcPath = ""
+    plugin: bool = False
 
     def judge(self, facts: Facts) -> Verdict | None:
         """The verdict on ``facts``; None where the rule does not apply."""
-        if not (facts.ref_of(self.component) or facts.commit_of(self.component)):
+        if not (facts.ref_of(self.component) or facts.commit_of(self.component)) or self.plugin > facts.switch_plugin:
             return None
         effect = _path_effect(self.path, self.known, facts)
         if effect is None:

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kiln.errors import FetchError, HostError, ResolveError
@@ -206,6 +206,16 @@ class Apt:
         if missing or (not chosen and not self._on_a_base):
             raise ResolveError("apt chose packages that it does not describe", why="\n".join(missing) or done.tail())
         return [by_name[name, version] for name, version, _ in chosen]
+
+    def offered(self, names: Iterable[str]) -> list[Deb]:
+        """Every version of these packages that the configured sources offer; of a name that none of them has, nothing.
+
+        Raises FetchError where apt cannot read its lists.
+        """
+        shown = self._call("apt-cache", "show", *names)
+        if shown.code != 0 and "No packages found" not in shown.output:
+            raise FetchError(f"apt could not say what {self.suite} offers", why=_apt_errors(shown))
+        return [_deb(stanza) for stanza in shown.output.split("\n\n") if stanza.startswith("Package:")]
 
     def download(self, debs: Sequence[Deb], folder: Path) -> list[Path]:
         """Download locked packages into ``folder``; returns the files. Raises FetchError naming what is no longer offered."""

@@ -8,6 +8,7 @@ wrong on a GPU is not served on it.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -128,17 +129,6 @@ class Matrix:
         cells = tuple(cell for cell in self.cells if not any(other.covers(cell) for other in self.cells))
         return replace(self, cells=cells)
 
-    def widest(self) -> tuple[Cell, ...]:
-        """Of each image the cell whose report says most of it: the report that it is published with."""
-        names = dict.fromkeys(cell.image for cell in self.cells)
-        return tuple(
-            max(
-                (cell for cell in self.cells if cell.image == name),
-                key=lambda cell: (LEVELS.index(cell.level), cell.setting == "both"),
-            )
-            for name in names
-        )
-
 
 def matrix(pins: Pins, images: Sequence[Image], unsafe: Mapping[str, Mapping[str, str]]) -> Matrix:
     """The cells of a stack. ``unsafe`` are, for an architecture, the mHC backends that are known to be wrong on it, with the reason."""
@@ -186,6 +176,30 @@ def _cells(pins: Pins, image: Image) -> Iterator[Cell]:
             own = gates.accuracy.task != "answers"
             place = (pins.stack, image.name, arch, "both")
             yield Cell(*place, "gates", on_gpu, seconds, max(image.memory, gates.memory) >> 30, own)
+
+
+def read_cells(path: Path) -> tuple[Cell, ...]:
+    """The cells of a matrix as ``kiln ci matrix --json`` printed it. Raises UsageError where it is none."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["matrix"]["include"]
+        cells = [
+            Cell(
+                **{key: row[key] for key in ("stack", "image", "arch", "setting", "level", "gpu", "own_model")},
+                seconds=60 * row["minutes"],
+                alone=row["require"] != row["level"],
+            )
+            for row in rows
+        ]
+        wrong = [row["id"] for row, cell in zip(rows, cells, strict=True) if cell.data() != row]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        wrong, cells = [repr(error)], []
+    if wrong or not cells:
+        raise UsageError(
+            f"{path} is no matrix of cells",
+            why="\n".join(map(str, wrong[:10])) or "There is no cell in it.",
+            fix="write it anew: kiln ci matrix STACK --level static --level generate --fewest --json > FILE",
+        )
+    return tuple(cells)
 
 
 def runs_here(cell: Cell, root: Path = Path("/")) -> bool:
@@ -241,7 +255,7 @@ def render_jobs(workspace: Workspace, found: Matrix, wanted: Wanted) -> dict[str
     codes = sorted(cls.exit_code for cls in error_classes() if cls.transient)
     given: dict[str, Any] = {"stack": found.stack, "wanted": wanted, "codes": codes, "shared": SHARED_MEMORY}
     checks, gates = found.only(["static", "generate"]).fewest(), found.only(["gates"])
-    given["reports"] = checks.widest()
+    given["images"] = tuple(dict.fromkeys(cell.image for cell in checks.cells))
     files: dict[str, tuple[str, dict[str, Any]]] = {
         f"github/kiln-{found.stack}.yml": ("github.yml.j2", {"gates": gates.cells}),
         f"buildkite/{found.stack}.yml": ("buildkite.yml.j2", {"cells": checks.cells, "gates": gates.cells}),

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import click
 
 from kiln.commands import cli
-from kiln.errors import InterruptedByUserError, KilnError
+from kiln.errors import DiskFullError, InterruptedByUserError, KilnError
+from kiln.store import no_room
 
 
 def main() -> NoReturn:
@@ -41,9 +42,10 @@ def run(arguments: list[str] | None = None) -> int:
         # Whoever read our output has seen enough (kiln … | head).
         return 0
     except Exception as error:  # noqa: BLE001 - a person gets a message, the details go into a file
-        unforeseen = _unforeseen(error)
-        click.echo(f"\n{unforeseen}", err=True)
-        return unforeseen.exit_code
+        # A lock, a log or a note can be what a disk has no room for, wherever that comes up.
+        said = DiskFullError("a disk is full", why=str(error)) if no_room(error) else _unforeseen(error)
+        click.echo(f"\n{said}", err=True)
+        return said.exit_code
     finally:
         _on_termination(previous)
     return 0

@@ -16,6 +16,7 @@ from docker.types import LogConfig, Mount
 from kiln.engine import Engine
 from kiln.errors import EngineError
 from kiln.gpu import SHARED_MEMORY, Devices
+from kiln.process import raise_if_disk_full
 
 # Everything a container says is kept up to here: enough for any honest log, little enough for any disk.
 LOG_BYTES = 64 << 20
@@ -40,12 +41,14 @@ class Client(docker.DockerClient):
 
 @contextmanager
 def connect(engine: Engine, owner: str = "") -> Iterator[Client]:
-    """A client of the engine, for the state folder ``owner`` (``Workspace.identity``). Raises EngineError where the engine refuses or breaks off."""
+    """A client of the engine, for the state folder ``owner`` (``Workspace.identity``). Raises EngineError where the engine refuses or breaks off,
+    DiskFullError where it has no room."""
     client = Client(base_url=engine.host, timeout=120)
     client.owner = owner
     try:
         yield client
     except (docker.errors.DockerException, requests.exceptions.ConnectionError) as error:
+        raise_if_disk_full(str(error))
         raise EngineError(
             "the container engine refused or broke off",
             why=str(error),

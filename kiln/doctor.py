@@ -107,8 +107,15 @@ def examine(question: Asked, *, network: bool = False) -> tuple[Finding, ...]:
     """Everything that was found, of what the commands that are asked for need; ``network`` asks the upstreams and mirrors too."""
     from kiln.doctorengine import engine_findings
     from kiln.doctorhost import host_findings
+    from kiln.doctorrelease import release_findings
+    from kiln.doctorroom import room_findings
 
-    found = [*host_findings(question), *engine_findings(question)]
+    found = [
+        *host_findings(question),
+        *engine_findings(question),
+        *room_findings(question),
+        *release_findings(question),
+    ]
     if network:
         from kiln.doctornetwork import network_findings
 

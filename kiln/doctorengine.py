@@ -1,4 +1,4 @@
-"""What ``kiln doctor`` finds of the container engine: which one would be used, its versions, its room, and containers that were left behind."""
+"""What ``kiln doctor`` finds of the container engine: which one would be used, its versions, and containers that were left behind."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kiln.doctor import ON_ENGINE, VERIFY, Asked, Finding, Pairs
-from kiln.doctorhost import disk, existing, installs_itself
+from kiln.doctorhost import installs_itself
 from kiln.engine import SOCKET_PATH_LIMIT, Engine, PrivateEngine, find_engine
 from kiln.errors import EngineError
 from kiln.host import ENGINE_PACKAGES, ENGINE_SUITE, buildx_plugin, has_docker_programs
 from kiln.process import run
-from kiln.unixhttp import get_json
 
 SYSTEM_SOCKET = Path("/var/run/docker.sock")
 _GIVEN = (
@@ -41,7 +40,6 @@ def engine_findings(question: Asked) -> Iterator[Finding]:
     # Debian builds Docker without BuildKit's version in it: the API stands for it (kiln/engine.py).
     yield Finding("buildkit", "ok", f"0.13 or newer, by the engine's API {engine.api}", question.of(["build"]))
     yield _buildx(question)
-    yield from _room(question, engine)
     yield from _left_over(question, engine)
 
 
@@ -112,14 +110,6 @@ def _private_possible(question: Asked, pairs: Pairs) -> Iterator[Finding]:
         yield Finding(
             "overlayfs", "warning", "the kernel does not list it", pairs, means, "modprobe overlay   (as root)"
         )
-
-
-def _room(question: Asked, engine: Engine) -> Iterator[Finding]:
-    """The disk of the engine's data, where that is another than the state folder's and can be seen from here."""
-    info = get_json(engine.socket, "/info") or {}
-    data = Path(str(info.get("DockerRootDir", "")))
-    if data.is_absolute() and data.is_dir() and data.stat().st_dev != existing(question.workspace.state).stat().st_dev:
-        yield disk(question, "disk (engine)", data)
 
 
 def _left_over(question: Asked, engine: Engine) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
-"""What ``kiln doctor`` finds on the machine itself: programs, the state folder, room, processor, memory, GPUs."""
+"""What ``kiln doctor`` finds on the machine itself: programs, the state folder, processor, memory, GPUs."""
 
 from __future__ import annotations
 
+import grp
 import importlib.util
 import os
 import platform
@@ -9,7 +10,7 @@ import pwd
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,16 +18,13 @@ from kiln import __version__
 from kiln.apt import debian_codename, sources_for
 from kiln.config import read_config
 from kiln.console import megabytes
-from kiln.doctor import COMMANDS, DOWNLOADS, VERIFY, Asked, Finding
+from kiln.doctor import COMMANDS, DOWNLOADS, VERIFY, Asked, Finding, Pairs
 from kiln.errors import HostError
-from kiln.gpu import devices, gpus, unfit
+from kiln.gpu import Devices, devices, gpus, unfit
 from kiln.process import run
 
 # Debian 12's git has it; what picks commits onto a source needs it (kiln/gitpick.py).
 GIT_WITH_PICKS = (2, 38)
-# Seen: the CPU stack's downloads, build and images. What a ROCm stack takes was never seen: none was built.
-CPU_STACK_BYTES = 8_000_000_000
-LEAST_BYTES = 1_000_000_000
 WRITING = (*DOWNLOADS, *VERIFY)
 
 
@@ -37,7 +35,6 @@ def host_findings(question: Asked) -> Iterator[Finding]:
     yield from _apt(question)
     yield from _rootfs(question)
     yield _state(question)
-    yield disk(question, "disk (state)", question.workspace.state)
     yield _platform(question)
     yield from _cpu(question)
     yield from _memory(question)
@@ -149,22 +146,6 @@ def _state(question: Asked) -> Finding:
     return Finding("state folder", "ok", f"{state}" + ("" if there == state else ", not made yet"), pairs)
 
 
-def disk(question: Asked, name: str, folder: Path) -> Finding:
-    """The room where a folder lies, or will lie."""
-    free = shutil.disk_usage(existing(folder)).free
-    pairs = question.of(("fetch", "build"))
-    found = f"{megabytes(free)} free where {folder} is"
-    fix = "free some room; or put kiln's files on another disk: export KILN_STATE=/path"
-    if free < LEAST_BYTES:
-        return Finding(name, "missing", found, pairs, "there is not room for one image", fix)
-    rocm = [stack.name for stack in question.stacks if stack.pins.target == "rocm"]
-    unknown = f"how much {', '.join(rocm)} takes is not known: it was never built" if rocm else ""
-    if free < CPU_STACK_BYTES:
-        seen = f"the cpu stack's first build takes about {CPU_STACK_BYTES // 10**9} GB"
-        return Finding(name, "warning", found, pairs, "; ".join(filter(None, [seen, unknown])), fix)
-    return Finding(name, "ok", found, pairs, unknown)
-
-
 def _platform(question: Asked) -> Finding:
     machine = platform.machine()
     pairs = question.of(("build", *VERIFY))
@@ -226,9 +207,31 @@ def _gpu(question: Asked) -> Iterator[Finding]:
         given = devices(found, question.root)
         assert given is not None, "there are GPUs"
         archs = ", ".join(sorted({gpu.arch for gpu in found}))
-        groups = ", ".join(map(str, given.groups)) or "none but root's"
-        means = "kiln gives its containers these groups, so you need be in none of them"
-        yield Finding("gpu", "ok", f"{len(found)} of {archs}; device files of the groups {groups}", pairs, means)
+        yield Finding("gpu", "ok", f"{len(found)} of {archs}", pairs)
+        yield _gpu_groups(question, given, pairs)
+
+
+def _gpu_groups(question: Asked, given: Devices, pairs: Pairs) -> Finding:
+    """Whether a container that has no right of root's, only the devices and their groups, may open every device file."""
+    shut = [file for file in given.files if not _opens((question.root / file.lstrip("/")).stat(), given.groups)]
+    groups = ", ".join(_group(number) for number in given.groups) or "root's alone"
+    if shut:
+        means = (
+            "kiln's containers get the groups of these files and no other right, so they may not read and write them"
+        )
+        fix = f"chgrp render {' '.join(shut)} && chmod 660 {' '.join(shut)}   (as root; for good: a udev rule)"
+        return Finding("gpu groups", "missing", f"{', '.join(shut)}: closed to its group", pairs, means, fix)
+    means = "kiln gives its containers these groups, so you need be in none of them; your own programs (rocminfo) ask for it"
+    return Finding("gpu groups", "ok", groups, pairs, means)
+
+
+def _opens(of: os.stat_result, groups: Collection[int]) -> bool:
+    """Whether a process of root's with these groups and without capabilities may read and write a file."""
+    if of.st_uid == 0:
+        return of.st_mode & 0o600 == 0o600
+    if of.st_gid in (0, *groups):
+        return of.st_mode & 0o060 == 0o060
+    return of.st_mode & 0o006 == 0o006
 
 
 def existing(path: Path) -> Path:
@@ -246,6 +249,13 @@ def install(package: str) -> str:
     if debian_codename():
         return f"apt-get install {package}   (as root)"
     return f"install {package} with your system's package manager"
+
+
+def _group(number: int) -> str:
+    try:
+        return f"{grp.getgrgid(number).gr_name} ({number})"
+    except KeyError:
+        return str(number)
 
 
 def _user(number: int) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from kiln.console import Console
 from kiln.errors import EngineError, HostError
 from kiln.host import buildx_plugin, ensure_docker
+from kiln.process import raise_if_disk_full
 from kiln.unixhttp import get_json
 
 # Docker 26.0 carries BuildKit 0.13, the first whose OCI exporter honours SOURCE_DATE_EPOCH throughout. Debian builds its
@@ -93,7 +94,8 @@ class PrivateEngine:
         return pid if str(self.folder / "data").encode() in words else None
 
     def start(self, console: Console) -> None:
-        """Start the daemon and wait until it answers. Raises EngineError with the end of its log where it does not."""
+        """Start the daemon and wait until it answers. Raises EngineError with the end of its log where it does not, DiskFullError where
+        that says so."""
         longest = self.folder / "exec" / "containerd" / "containerd-debug.sock"
         if len(str(longest)) > SOCKET_PATH_LIMIT:
             raise EngineError(
@@ -137,6 +139,7 @@ class PrivateEngine:
             time.sleep(0.1)
         self.stop()
         tail = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
+        raise_if_disk_full(tail)
         raise EngineError(
             "the private Docker daemon did not start",
             why=tail,

@@ -309,6 +309,28 @@ class NotPublishedError(KilnError):
     exit_code = 76
 
 
+class UncommittedError(KilnError):
+    """A bump would commit files that have uncommitted changes of somebody's. Nothing was changed."""
+
+    exit_code = 80
+
+
+class VanishedError(KilnError):
+    """An upstream no longer has something that a lock names, or has other bytes under its name."""
+
+    exit_code = 81
+    hint = (
+        "what is in the store and in a bundle (`kiln bundle STACK`) stays usable: keep it. Find out why it went before you "
+        "trust what is there in its place; then pin something else: kiln pins bump COMPONENT"
+    )
+
+
+class BumpsFailedError(KilnError):
+    """Of several bumps some could not be made; the others are."""
+
+    exit_code = 82
+
+
 class InterruptedByUserError(KilnError):
     """Stopped by Ctrl-C or a termination signal."""
 

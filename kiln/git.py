@@ -29,6 +29,10 @@ _ABBREVIATED = re.compile(r"[0-9a-fA-F]{7,39}")
 _EVERYTHING = "--depth=2147483647"
 # Histories lie in repositories of their own: they hold commits without files, the others files without history.
 _HISTORY = "-history"
+# What git says of a transfer that broke off or brought something else: the server does hand out what was asked for.
+_BROKEN = re.compile(
+    r"RPC failed; (curl|HTTP (429|5))|early EOF|unexpected disconnect|invalid index-pack output|bad pack"
+)
 _ALL_REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 
 
@@ -189,6 +193,49 @@ class GitCache:
                     return repository.read("cat-file", "blob", described.decode("ascii").split()[2])
         return None
 
+    def tags(self, url: str) -> dict[str, str]:
+        """Every tag that the upstream has now, with the commit that it names. Raises UpstreamError."""
+        found = self._remote_refs(url, only=("--tags",))
+        names = [name.removeprefix("refs/tags/") for name in found if not name.endswith("^{}")]
+        return {name: found.get(f"refs/tags/{name}^{{}}", found[f"refs/tags/{name}"]) for name in names}
+
+    def offers(self, url: str, commit: str) -> bool | None:
+        """Whether the upstream hands out this commit now, whatever the cache holds; None where it answers and hands out nothing but the tips of
+        its branches and tags. Raises UpstreamError."""
+        if commit in self._remote_refs(url).values():
+            return True
+        with tempfile.TemporaryDirectory(prefix="tmp-", dir=self.folder) as scratch:
+            empty = Repository(Path(scratch) / "empty.git")
+            empty.ready()
+            wanted = [f"+{commit}:refs/kiln/{commit}"]
+            answer = self._fetch(empty, url, ["--depth=1", "--filter=tree:0"], wanted)
+            if answer.code != 0 and "filter" in answer.err:
+                answer = self._fetch(empty, url, ["--depth=1"], wanted)
+        if answer.code == 0:
+            return True
+        if "not our ref" in answer.err:
+            return False
+        if "unadvertised object" in answer.err:
+            return None
+        raise self._no_answer(url, answer)
+
+    def source_of(self, url: str, *commits: str) -> Repository:
+        """A repository with the files of all of ``commits``, for reading. Raises SourceError where one is not there, UpstreamError."""
+        return [self._needed(url, commit) for commit in commits][-1]
+
+    def history_of(self, url: str, *commits: str) -> Repository:
+        """A repository with the histories of ``commits``, without files, for reading. Raises SourceError where one is not there, UpstreamError."""
+        history = self._repository(url, _HISTORY)
+        # Whole repositories are large: these commits alone are asked for, unless the server hands out no commit by its name.
+        if not all(map(history.has, commits)):
+            try:
+                self._fetch_history(url, [f"+{commit}:refs/kiln/{commit}" for commit in commits])
+            except UpstreamError:
+                self._fetch_history(url, _ALL_REFS)
+        if missing := [commit for commit in commits if not history.has(commit)]:
+            raise SourceError(f"{shown(url)} has no commit {missing[0]}", fix="correct the commit")
+        return history
+
     def reachable(self, url: str, seconds: float) -> str:
         """ "" if the upstream (or its mirror) answers within ``seconds``, else why not, in one line."""
         answer = self._ls_remote(url, seconds, "HEAD")
@@ -280,7 +327,7 @@ class GitCache:
             # A server that hands out commits by name says so of one that it does not have. Others refuse the question as such.
             if "not our ref" in answer.err:
                 return False
-            if answer.timed_out or self.reachable(url, self._ask_seconds):
+            if answer.timed_out or _BROKEN.search(answer.err) or self.reachable(url, self._ask_seconds):
                 raise self._no_answer(url, answer)
             answer = self._fetch(repository, url, [_EVERYTHING, "--prune"], _ALL_REFS)
             if answer.code != 0:

@@ -28,6 +28,9 @@ _SETTINGS = (
     # Loose objects are written one by one: a killed fetch could leave a commit without its files. A pack is whole or absent.
     "fetch.unpackLimit=1",
     "transfer.unpackLimit=1",
+    # A server that sends nothing at all for five minutes sends nothing any more. One that packs says so every few seconds.
+    "http.lowSpeedLimit=1",
+    "http.lowSpeedTime=300",
     "merge.renames=true",
     "merge.renameLimit=10000",
     "merge.directoryRenames=false",

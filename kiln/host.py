@@ -49,27 +49,42 @@ def ensure_docker(state: Path, console: Console) -> None:
 
 def ensure_cosign(state: Path, console: Console) -> Path:
     """Where cosign is: on the PATH, or Debian's, unpacked below ``state`` with nothing installed. Raises HostError, FetchError, ResolveError."""
+    if found := find_cosign(state):
+        return found
+    from kiln.apt import Apt, debian_codename
+
+    codename = debian_codename()
+    if codename is None or not shutil.which("apt-get"):
+        raise HostError(
+            "cosign is not on this machine",
+            why="It signs what is published, and checks signatures. Kiln unpacks it by itself only on Debian.",
+            fix="install cosign 2 with your system's package manager, then run the same command again",
+        )
+    root = _cosign_root(state)
+    console.step(f"unpacking Debian {ENGINE_SUITE}'s cosign into {root}; nothing is installed")
+    apt = Apt(state / "apt" / f"tools-{ENGINE_SUITE}", ENGINE_SUITE, "amd64", base_suite=codename)
+    apt.prefer_base()
+    apt.update()
+    # One Go program: it needs the C library alone, which every machine has.
+    apt.unpack([deb for deb in apt.resolve(["cosign"]) if deb.name == "cosign"], root)
+    return cosign_below(state)
+
+
+def find_cosign(state: Path) -> Path | None:
+    """Where cosign is, on the PATH or unpacked below ``state`` before; None where it is not there yet."""
     if found := shutil.which("cosign"):
         return Path(found)
-    root = state / "tools" / f"cosign-{ENGINE_SUITE}"
-    program = root / "usr" / "bin" / "cosign"
-    if not program.is_file():
-        from kiln.apt import Apt, debian_codename
+    program = cosign_below(state)
+    return program if program.is_file() else None
 
-        codename = debian_codename()
-        if codename is None or not shutil.which("apt-get"):
-            raise HostError(
-                "cosign is not on this machine",
-                why="It signs what is published, and checks signatures. Kiln unpacks it by itself only on Debian.",
-                fix="install cosign 2 with your system's package manager, then run the same command again",
-            )
-        console.step(f"unpacking Debian {ENGINE_SUITE}'s cosign into {root}; nothing is installed")
-        apt = Apt(state / "apt" / f"tools-{ENGINE_SUITE}", ENGINE_SUITE, "amd64", base_suite=codename)
-        apt.prefer_base()
-        apt.update()
-        # One Go program: it needs the C library alone, which every machine has.
-        apt.unpack([deb for deb in apt.resolve(["cosign"]) if deb.name == "cosign"], root)
-    return program
+
+def cosign_below(state: Path) -> Path:
+    """Where Kiln unpacks cosign, or did."""
+    return _cosign_root(state) / "usr" / "bin" / "cosign"
+
+
+def _cosign_root(state: Path) -> Path:
+    return state / "tools" / f"cosign-{ENGINE_SUITE}"
 
 
 def has_docker_programs() -> bool:

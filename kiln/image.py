@@ -34,7 +34,8 @@ class Image:
     ``serve`` are the arguments that the smoke test adds to the entry point; ``memory`` is the server's limit in bytes, and the seconds bound
     its start and all its answers together. ``needs`` says what of the machine serving takes, if it is anything (``NEEDS``). ``backends`` are the
     implementations of the mHC operators in it that are compared with the mathematics (``BACKENDS``), ``gates`` what is measured of it with real
-    weights, ``reproducible`` how far each component is claimed to be the same again."""
+    weights, ``reproducible`` how far each component is claimed to be the same again. ``arch_variables`` are set to
+    the architectures of a ROCm stack."""
 
     name: str
     about: str
@@ -56,6 +57,7 @@ class Image:
     backends: tuple[str, ...] = ()
     gates: Gates | None = None
     reproducible: tuple[tuple[str, str], ...] = ()
+    arch_variables: tuple[str, ...] = ()
 
 
 def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
@@ -95,6 +97,7 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         backends=verify.texts("backends", ()),
         gates=read_gates(verify.table("gates"), problems) if "gates" in verify.names() else None,
         reproducible=_claims(top.strings("reproducible"), image.texts("components"), problems),
+        arch_variables=runtime.texts("arch-variables", ()),
     )
     if described.gates and len(settings) != 2:
         problems.add("verify.gates", f"compare two settings, and [verify.settings] has {len(settings)}")
@@ -112,6 +115,7 @@ def read_image(workspace: Workspace, pins: Pins, name: str) -> Image:
         if component not in pins.by_name:
             problems.add("image.components", f"the stack {pins.stack!r} pins no component {component!r}")
     _known_backends(described.backends, problems)
+    _arch_variables(described, pins, problems)
     for table in (image, runtime, verify, top):
         table.done()
     problems.raise_if_any()
@@ -135,6 +139,13 @@ def _claims(claims: dict[str, str], components: tuple[str, ...], problems: Probl
 def _known_backends(backends: tuple[str, ...], problems: Problems) -> None:
     for unknown in sorted(set(backends) - set(BACKENDS)):
         problems.add("verify.backends", f"{unknown!r} is unknown; known: {', '.join(BACKENDS)}")
+
+
+def _arch_variables(image: Image, pins: Pins, problems: Problems) -> None:
+    if bool(image.arch_variables) != (pins.target == "rocm" and not image.parent):
+        problems.add(
+            "runtime.arch-variables", "name variables for the image that a ROCm stack stands on, and only there"
+        )
 
 
 def read_images(workspace: Workspace, pins: Pins) -> tuple[Image, ...]:

@@ -52,17 +52,31 @@ def make_lock(
     HashMismatchError, DiskFullError.
     """
     old = _old_lock(workspace, pins)
-    if upstreams:
-        new = lock_rocm(workspace, pins, old, upstreams, store, console, moved_is_fine=moved_is_fine, upgrade=upgrade)
-    else:
-        new = _lock_cpu(workspace, pins, old, store, console)
+    new = resolve_lock(workspace, pins, old, store, console, upstreams, moved_is_fine=moved_is_fine, upgrade=upgrade)
     text = dump_lock(new)
     path = lock_path(workspace, pins)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return path, []
-    changes = _changes(old, new)
+    changes = lock_changes(old, new)
     write_whole(path, text)
     return path, changes or ["written anew: the pins' checksum or the format changed, no input did"]
+
+
+def resolve_lock(
+    workspace: Workspace,
+    pins: Pins,
+    old: Lock | None,
+    store: Store,
+    console: Console,
+    upstreams: Upstreams | None = None,
+    *,
+    moved_is_fine: Collection[str] = (),
+    upgrade: bool = False,
+) -> Lock:
+    """What the pins resolve to now, written nowhere; ``old`` is the lock that there was. Raises as ``make_lock`` does."""
+    if upstreams:
+        return lock_rocm(workspace, pins, old, upstreams, store, console, moved_is_fine=moved_is_fine, upgrade=upgrade)
+    return _lock_cpu(workspace, pins, old, store, console)
 
 
 def _lock_cpu(workspace: Workspace, pins: Pins, old: Lock | None, store: Store, console: Console) -> Lock:
@@ -215,7 +229,7 @@ def _old_lock(workspace: Workspace, pins: Pins) -> Lock | None:
     return None
 
 
-def _changes(old: Lock | None, new: Lock) -> list[str]:
+def lock_changes(old: Lock | None, new: Lock) -> list[str]:
     """What differs between two locks, a line each, sorted: the body of a commit message."""
     before, after = _facts(old) if old else {}, _facts(new)
     lines = []

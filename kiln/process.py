@@ -121,5 +121,6 @@ def end_group(process: subprocess.Popen[str]) -> None:
 def raise_if_disk_full(text: str) -> None:
     """Raise DiskFullError if ``text`` (a program's output) says that the disk is full."""
     for line in text.splitlines():
-        if "No space left on device" in line or "You don't have enough free space" in line:
+        # The system's word, which programs in Go write small; and apt's own.
+        if "no space left on device" in line.lower() or "You don't have enough free space" in line:
             raise DiskFullError("the disk is full", why=line.strip())

@@ -257,6 +257,23 @@ def require_releasable(one: Candidate, required: Sequence[str], tags: Sequence[s
         )
 
 
+def require_cells(one: Candidate, cells: Sequence[str]) -> None:
+    """Raise NotReleasableError where the report of an image, a merged one, does not say that each of these cells was asked for and passed."""
+    there: Mapping[str, Mapping[str, Any]] = one.report.get("cells", {})
+    lacking = []
+    for name in cells:
+        cell = there.get(name, {"status": "not in the report", "required": True})
+        if cell["status"] != "pass" or not cell["required"]:
+            said = cell["status"] if cell["required"] else f"{cell['status']}, in a merge that did not ask for it"
+            lacking.append(f"{name}: {said}")
+    if lacking:
+        raise NotReleasableError(
+            f"{len(lacking)} of {len(cells)} cells did not report that {one.rendered.image.name} passed",
+            why="\n".join([f"the digest is {one.built.digest}", *lacking]),
+            fix="verify this digest in each of them, and give what comes of: kiln report merge FILE... --matrix FILE --out FILE",
+        )
+
+
 def version_tag(pins: Pins, rendered: Rendered) -> str:
     """The tag that never moves: the version of what the stack is about (AITER; else vLLM), and the build key."""
     versions = {name: item.ref for name, item in pins.by_name.items() if item.ref}

@@ -19,6 +19,7 @@ from kiln.errors import (
     UpstreamError,
     UsageError,
 )
+from kiln.process import raise_if_disk_full
 from kiln.publish import looked_at, tried
 from kiln.registry import tag_digest
 from kiln.registryclient import Repository
@@ -56,7 +57,7 @@ class Puller:
         """Have ``repository@digest`` in the engine, if it is signed, attested, and what the record (``release``) says.
 
         Raises SignatureError, AttestationError, ReleaseRecordError, HashMismatchError (a manifest or configuration), ImageDamagedError (a layer),
-        RefNotFoundError, UpstreamError, EngineError.
+        RefNotFoundError, UpstreamError, EngineError, DiskFullError.
         """
         mirrored = self.config.mirrored(repository)
         place = f"{mirrored}@{digest}"
@@ -99,6 +100,7 @@ class Puller:
                 why=error,
                 fix="nothing of it is used: find out who wrote to the registry, or to the disk below it",
             )
+        raise_if_disk_full(error)
         if error:
             raise UpstreamError(f"{repository}@{digest} could not be pulled", why=error)
 

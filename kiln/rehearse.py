@@ -1,8 +1,8 @@
 """Rehearsing a ROCm stack: the same pins, templates, stages and checks, with stand-ins for what comes from upstreams.
 
-A folder of stand-ins has ``standins.json`` (the base image's stand-in), ``kiln.toml`` (mirrors and apt sources), ``pip.conf``, and
-``seed.lock.toml`` with the wheels that stand for those of the real lock. What is built says of itself that it is a rehearsal, in a label, in
-/app/provenance.json and in its name; it lies in a state folder of its own.
+A folder of stand-ins has ``standins.json`` (the base image's stand-in), ``kiln.toml`` (mirrors and apt sources), ``pip.conf``, and in
+``locks``, a file for each stack, the wheels that stand for those of its real lock. What is built says of itself that it is a rehearsal, in a
+label, in /app/provenance.json and in its name; it lies in a state folder of its own, which all stacks share.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class StandinGit(GitCache):
 
 
 def rehearsal(workspace: Workspace, standins: Path, stack: str, engine: Engine, console: Console) -> Session:
-    """A session that takes everything from the folder ``standins``. Raises UsageError where that is no folder of stand-ins.
+    """A session that takes everything from the folder ``standins``. Raises UsageError where that is no folder of stand-ins, or has none for
+    the stack.
 
     pip is pointed at the stand-ins for as long as this process lives.
     """
@@ -49,8 +50,15 @@ def rehearsal(workspace: Workspace, standins: Path, stack: str, engine: Engine, 
         ) from error
     state = workspace.state / FOLDER
     apart = Workspace(workspace.root, state, state / "locks")
+    seed = standins / "locks" / f"{stack}.lock.toml"
+    if not seed.is_file():
+        there = sorted(path.name.removesuffix(".lock.toml") for path in seed.parent.glob("*.lock.toml"))
+        raise UsageError(
+            f"{standins} has no stand-ins for {stack!r}",
+            why=f"It has them for {', '.join(there) or 'no stack'}.",
+            fix="name one of those, or make them for this stack too (STACKS in tests/rehearsal/standins.py)",
+        )
     # With other stand-ins everything that was learnt from the earlier ones is wrong.
-    seed = (standins / "seed.lock.toml").read_bytes()
     made_from = standins / "made-from"
     identity = f"{standins.absolute()} {made_from.read_text(encoding='utf-8') if made_from.is_file() else ''}"
     note = state / "standins"
@@ -58,8 +66,9 @@ def rehearsal(workspace: Workspace, standins: Path, stack: str, engine: Engine, 
         for old in ("git", "locks", "apt"):
             shutil.rmtree(state / old, ignore_errors=True)
         (state / "locks").mkdir(parents=True)
-        (state / "locks" / f"{stack}.lock.toml").write_bytes(seed)
         note.write_text(identity, encoding="utf-8")
+    if not (lock := state / "locks" / seed.name).is_file():
+        lock.write_bytes(seed.read_bytes())
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         del os.environ[name]
     os.environ["PIP_CONFIG_FILE"] = str((standins / "pip.conf").absolute())

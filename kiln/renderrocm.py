@@ -85,7 +85,9 @@ class _Image:
             },
             "image": {key: getattr(image, key) for key in ("name", "about", "template", "env", "user", "workdir")}
             | (
-                {"parent": image.parent, "entrypoint": image.entrypoint} if image.parent else {"command": image.command}
+                {"parent": image.parent, "entrypoint": image.entrypoint}
+                if image.parent
+                else {"command": image.command, "arch_variables": image.arch_variables}
             ),
         }
         if image.parent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,8 @@ from kiln.unixhttp import get_json
 if TYPE_CHECKING:
     from kiln.render import Rendered
 
+MORE_ROOM = """see what is not needed any more, and remove it: kiln gc --dry-run, kiln gc, kiln gc --engine
+or put Kiln's files on a larger disk with KILN_STATE=/path"""
 # On the engine's disk there are the inputs that BuildKit was sent, the files of the stage, the files of the layer, and the layer packed. For the CPU stack's
 # 0.83 GB of layers that is 0.90 GB of wheels, twice the 3.13 GB that these unpack to, and 0.83 GB: ten times, where nothing is shared. Somewhat less is
 # asked for, since a refusal should be right.
@@ -42,25 +44,43 @@ class Need:
     what: str
 
 
-def require_room(needs: Sequence[Need]) -> None:
-    """Raise DiskFullError, with the numbers, where a disk has less room than is needed on it. A disk that cannot be asked is not judged."""
-    disks: dict[int, list[Need]] = {}
+@dataclass(frozen=True)
+class Disk:
+    """A disk, and all that is needed on it."""
+
+    needs: tuple[Need, ...]
+    free: int
+
+    @property
+    def size(self) -> int:
+        """The bytes that are needed."""
+        return sum(need.size for need in self.needs)
+
+    @property
+    def shown(self) -> str:
+        """What is needed for what, a line each."""
+        return "\n".join(f"needed  {megabytes(need.size):>9}  {need.what}" for need in self.needs)
+
+
+def disks(needs: Sequence[Need]) -> list[Disk]:
+    """The disks on which something is needed, each with its free room. A disk that cannot be asked is left out."""
+    found: dict[int, tuple[Path, list[Need]]] = {}
     for need in needs:
         if need.size and (there := _nearest(need.folder)):
-            disks.setdefault(there.stat().st_dev, []).append(need)
-    for wanted in disks.values():
-        place = wanted[0].folder
-        there = _nearest(place)
-        free = shutil.disk_usage(there).free if there else 0
-        size = sum(need.size for need in wanted)
-        if size <= free:
+            found.setdefault(there.stat().st_dev, (there, []))[1].append(need)
+    return [Disk(tuple(wanted), shutil.disk_usage(there).free) for there, wanted in found.values()]
+
+
+def require_room(needs: Sequence[Need]) -> None:
+    """Raise DiskFullError, with the numbers, where a disk has less room than is needed on it."""
+    for disk in disks(needs):
+        if disk.size <= disk.free:
             continue
-        lines = [f"needed  {megabytes(need.size):>9}  {need.what}" for need in wanted]
+        lacking = megabytes(disk.size - disk.free)
         raise DiskFullError(
-            f"there is too little room on the disk that holds {place}, so nothing was started",
-            why="\n".join([*lines, f"free    {megabytes(free):>9}  {megabytes(size - free)} are missing"]),
-            fix="see what is not needed any more, and remove it: kiln gc --dry-run, kiln gc, kiln gc --engine\n"
-            "or put Kiln's files on a larger disk with KILN_STATE=/path; then run the same command again",
+            f"there is too little room on the disk that holds {disk.needs[0].folder}, so nothing was started",
+            why=f"{disk.shown}\nfree    {megabytes(disk.free):>9}  {lacking} are missing",
+            fix=f"{MORE_ROOM}; then run the same command again",
         )
 
 
@@ -84,10 +104,14 @@ def build_needs(
     here: Collection[str],
 ) -> list[Need]:
     """What building an image takes: in the state folder for the root file system, and in the engine. ``here`` are the keys of components that it has."""
-    sizes = to_build(rendered, pins, lock, records, here)
+    return needs_of(to_build(rendered, pins, lock, records, here), state, data_root(engine))
+
+
+def needs_of(sizes: Mapping[str, int], state: Path, folder: Path | None) -> list[Need]:
+    """The same for components with the sizes that ``to_build`` gives; ``folder`` is the engine's, None where it is not known."""
     # The tar, and the folder that it is packed from.
     needs = [Need(state, TIMES * sizes.get(ROOTFS, 0), "the root file system while it is made, estimated")]
-    if folder := data_root(engine):
+    if folder:
         what = f"building {', '.join(sizes)} in the engine, estimated as {TIMES} times their {megabytes(sum(sizes.values()))}"
         needs.append(Need(folder, TIMES * sum(sizes.values()), what))
     return needs

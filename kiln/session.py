@@ -149,7 +149,7 @@ class Session:
         A source's history decides where it is in the cache; ``ask`` fetches it where it is not.
         """
         from kiln.advisories import judge, read_advisories
-        from kiln.advisory_rules import Facts
+        from kiln.advisory_rules import SWITCH_PLUGIN, Facts
         from kiln.git import GitCache
 
         if pins.target != "rocm":
@@ -165,6 +165,7 @@ class Session:
             vllm_commit=commits.get("vllm", ""),
             rocm=pins.base.rocm if pins.base else "",
             archs=pins.archs,
+            switch_plugin=any(SWITCH_PLUGIN in item.sources for item in pins.components),
             recipes={unit.name: unit.stage for rendered in images for unit in rendered.units},
             environment=environment,
             hidden_size=_size(model, "hidden_size"),

@@ -133,13 +133,18 @@ def content_time(digest: str) -> int:
     return BLOB_TIME + int(digest[:12], 16) % _TIMES
 
 
+def no_room(error: BaseException) -> bool:
+    """Whether an error is the operating system's 'no space left'."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def disk_full_is_an_error(folder: Path) -> Iterator[None]:
     """Turn the operating system's 'no space left' into DiskFullError naming ``folder``."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if no_room(error):
             raise DiskFullError(f"the disk that holds {folder} is full", why=str(error)) from error
         raise
 

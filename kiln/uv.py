@@ -40,13 +40,44 @@ def resolve_for(
     passed over. A wheel whose size its index does not say has size 0.
     Raises ResolveError with uv's own words.
     """
+    # A requirement under a marker that never holds: uv takes it in the place of every other one of that name.
+    never = [f"{one} ; sys_platform == 'never'" for one in sorted(absent)]
+    packages = _compiled(pins, requirements, _dated(requirements, as_of), constraints, never)
+    order = {tag: rank for rank, tag in enumerate(wheel_tags(pins))}
+    return {wheel.name: wheel for wheel in (_best_wheel(package, order) for package in packages)}
+
+
+def offered_files(pins: Pins, wheels: Sequence[Wheel], index: str = "") -> dict[str, dict[str, str]]:
+    """What the indexes have now of exactly these versions: by canonical name, the wheels' file names and the sha256 of each.
+
+    Each distribution may be there once; ``index`` is asked beside pip's. Raises ResolveError with uv's own words, also where one version is gone.
+    """
+    options = ["--no-deps", "--no-cache", *([f"--index={index}"] if index else [])]
+    packages = _compiled(pins, [f"{wheel.name}=={wheel.version}" for wheel in wheels], options)
+    return {
+        str(canonicalize_name(package["name"])): {
+            _file(item): item.get("hashes", {}).get("sha256", "") for item in package.get("wheels", [])
+        }
+        for package in packages
+    }
+
+
+def _compiled(
+    pins: Pins,
+    requirements: Sequence[str],
+    extra: Sequence[str],
+    constraints: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """The packages of the lock file (PEP 751) that uv makes of requirements for the stack's Python and glibc. Raises ResolveError."""
     with tempfile.TemporaryDirectory(prefix="kiln-uv-") as name:
         folder = Path(name)
-        (folder / "wanted.in").write_text("\n".join(requirements) + "\n", encoding="utf-8")
-        (folder / "constraints.txt").write_text("\n".join(constraints) + "\n", encoding="utf-8")
-        # A requirement under a marker that never holds: uv takes it in the place of every other one of that name.
-        never = "".join(f"{one} ; sys_platform == 'never'\n" for one in sorted(absent))
-        (folder / "absent.txt").write_text(never, encoding="utf-8")
+        for file, lines in (
+            ("wanted.in", requirements),
+            ("constraints.txt", constraints),
+            ("absent.txt", overrides),
+        ):
+            (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         options, environment = _as_pip_is_configured()
         done = run(
             [
@@ -55,7 +86,7 @@ def resolve_for(
                 *("--only-binary=:all:", "--index-strategy=unsafe-best-match"),
                 f"--python-version={pins.python}",
                 f"--python-platform=x86_64-manylinux_{pins.glibc.replace('.', '_')}",
-                *_dated(requirements, as_of),
+                *extra,
                 "--override=absent.txt",
                 "--constraint=constraints.txt",
                 "--output-file=pylock.toml",
@@ -72,9 +103,10 @@ def resolve_for(
                 why=done.tail(20),
                 fix="correct the pins, or the index that pip is configured for (`pip config list`)",
             )
-        packages = tomllib.loads((folder / "pylock.toml").read_text(encoding="utf-8")).get("packages", [])
-    order = {tag: rank for rank, tag in enumerate(wheel_tags(pins))}
-    return {wheel.name: wheel for wheel in (_best_wheel(package, order) for package in packages)}
+        found: list[dict[str, Any]] = tomllib.loads((folder / "pylock.toml").read_text(encoding="utf-8")).get(
+            "packages", []
+        )
+        return found
 
 
 def install_locked(requirements: Path, target: Path, *, python: str, glibc: str) -> None:
@@ -126,7 +158,7 @@ def _best_wheel(package: Mapping[str, Any], order: Mapping[Tag, int]) -> Wheel:
     """The wheel of a package that fits best. Raises ResolveError where none does or it has no sha256."""
     fitting: list[tuple[int, str, Wheel]] = []
     for item in package.get("wheels", []):
-        file = item.get("name") or unquote(str(item["url"]).split("#")[0].rsplit("/", 1)[-1])
+        file = _file(item)
         tags = parse_wheel_filename(file)[3]
         rank = min((order[tag] for tag in tags if tag in order), default=None)
         sha256 = item.get("hashes", {}).get("sha256")
@@ -140,6 +172,11 @@ def _best_wheel(package: Mapping[str, Any], order: Mapping[Tag, int]) -> Wheel:
             fix="pin another version of what needs it",
         )
     return min(fitting, key=lambda one: one[:2])[2]
+
+
+def _file(item: Mapping[str, Any]) -> str:
+    """The file name of a wheel in uv's lock file."""
+    return str(item.get("name") or unquote(str(item["url"]).split("#")[0].rsplit("/", 1)[-1]))
 
 
 def _uv() -> Path:

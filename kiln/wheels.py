@@ -60,10 +60,10 @@ def resolve(pins: Pins, requirements: Sequence[str], indexes: Sequence[str] = ()
     """What pip would install for ``requirements`` on the image's Python, by canonical name. Nothing is installed.
 
     Raises ResolveError with pip's own words where there is no such version or versions contradict each other, HostError
-    where this Python cannot decide for the image's (pip evaluates environment markers for the Python it runs on).
+    where this Python cannot decide for the image's (pip evaluates environment markers for the Python it runs on; with ``--no-deps`` there are none).
     """
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if running != pins.python:
+    if running != pins.python and "--no-deps" not in requirements:
         raise HostError(
             f"`kiln lock` for this stack needs Python {pins.python}, and kiln runs on {running}",
             why="pip evaluates environment markers for the Python that it runs on, so another one would lock other dependencies.",

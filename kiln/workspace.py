@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiln.errors import UsageError
+from kiln.store import write_whole
 
 STATE_FOLDER = ".kiln"
 
@@ -97,7 +98,7 @@ class Workspace:
         path = self.state / "identity"
         if not path.is_file():
             self.state.mkdir(parents=True, exist_ok=True)
-            path.write_text(uuid.uuid4().hex, encoding="utf-8")
+            write_whole(path, uuid.uuid4().hex)
         return path.read_text(encoding="utf-8")
 
     def shown(self, path: Path) -> str:

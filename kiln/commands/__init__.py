@@ -14,7 +14,8 @@ from kiln.console import Console
 
 # Which module has which commands: one is loaded when a command of it runs, for the no-op must be fast.
 MODULES = {
-    "inputs": ("lock", "fetch", "advisories", "pins"),
+    "inputs": ("lock", "fetch", "advisories"),
+    "pins": ("pins",),
     "images": ("render", "sbom", "plan", "build", "image", "rehearse"),
     "verify": ("verify",),
     "reports": ("report",),

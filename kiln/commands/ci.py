@@ -45,7 +45,7 @@ def ci_matrix(context: Context, stacks: tuple[str, ...], levels: tuple[str, ...]
     """
     from kiln.ci import runs_here
 
-    found = [one.only(levels) for one in _matrices(context, stacks)]
+    found = [one.only(levels) for one in matrices(context, stacks)]
     found = [one.fewest() for one in found] if fewest else found
     cells = [cell for one in found for cell in one.cells if not here or runs_here(cell)]
     left_out = [(cell, why) for one in found for cell, why in one.left_out]
@@ -108,12 +108,12 @@ def ci_render(
         )
     if check and out:
         raise UsageError("--check compares what is committed, and --out writes elsewhere", fix="leave one of them out")
-    found = _matrices(context, stacks)
+    found = matrices(context, stacks)
     wanted = _wanted(found, images, runner, gpus)
     files = {path: text for one in found for path, text in render_jobs(context.workspace, one, wanted).items()}
     folder = out or context.workspace.root / JOBS
     # Where only some stacks are rendered, the others' files are no business of this run.
-    others = _matrices(context, ()) if stacks else []
+    others = matrices(context, ()) if stacks else []
     kept = {path: text for one in others for path, text in render_jobs(context.workspace, one, wanted).items()}
     if check:
         for path in strays(folder, files):
@@ -171,7 +171,7 @@ def ci_verify(
     from kiln.ci import by_digest, find_cell
 
     context: Context = click_context.obj
-    found = find_cell(_matrices(context, ()), cell)
+    found = find_cell(matrices(context, ()), cell)
     click_context.invoke(
         verify_command,
         target=by_digest(reference) if reference else found.stack,
@@ -186,7 +186,7 @@ def ci_verify(
     )
 
 
-def _matrices(context: Context, stacks: tuple[str, ...]) -> list[Matrix]:
+def matrices(context: Context, stacks: tuple[str, ...]) -> list[Matrix]:
     """The matrix of each stack. What the pins' refs alone say decides what is left out: so it is the same on every machine."""
     from kiln.ci import matrix
     from kiln.image import read_images

@@ -1,4 +1,4 @@
-"""Commands about what goes in: the lock, the store, the audit, the advisories."""
+"""Commands about what goes in: the lock, the store, the advisories."""
 
 from __future__ import annotations
 
@@ -156,26 +156,4 @@ def advisories(context: Context, stack: str | None, sets: tuple[str, ...], allow
     enforce(findings, allow, [item.id for item in known])
 
 
-@click.group()
-def pins() -> None:
-    """What the pins of a stack say, and whether any of it can move."""
-
-
-@pins.command("audit")
-@STACK
-@SET
-@click.pass_obj
-def pins_audit(context: Context, stack: str, sets: tuple[str, ...]) -> None:
-    """List every input of STACK that can change without its pins or its lock changing, in the lock and in the rendered Dockerfiles.
-
-    Example: kiln pins audit dsv4-mhc
-    """
-    from kiln.audit import audit, judge_audit
-
-    chosen, found, images, _ = context.session.ready(stack, Choice(sets), refuse=False)
-    result = audit(chosen, found, images)
-    context.result(str(result), asdict(result))
-    judge_audit(result, stack)
-
-
-COMMANDS = (lock, fetch, advisories, pins)
+COMMANDS = (lock, fetch, advisories)

@@ -17,9 +17,11 @@ from kiln.errors import (
     SignatureError,
     UsageError,
 )
+from kiln.levels import LEVELS, Level
 
 # The no-op must be fast: what only some commands need is loaded by those commands.
 if TYPE_CHECKING:
+    from kiln.ci import Cell
     from kiln.cosign import Cosign, Signer, Trusted
     from kiln.publish import Candidate
     from kiln.pull import Pulled
@@ -68,6 +70,12 @@ LOG = click.option(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A verification report of another machine, for the image that it names. Repeatable.",
 )
+@click.option(
+    "--require-cells",
+    "cells",
+    type=click.Choice(LEVELS),
+    help="Publish only what every cell of the matrix up to this level passed: the reports are merged ones (kiln report merge).",
+)
 @click.option("--backwards", is_flag=True, help="Moving tags may go back to an older release.")
 @click.option(
     "--take-over", is_flag=True, help="Publish although another publisher's name is there (one that was killed)."
@@ -86,6 +94,7 @@ def publish(
     issuer: str,
     log: bool,
     files: tuple[Path, ...],
+    cells: Level | None,
     backwards: bool,
     take_over: bool,
 ) -> None:
@@ -94,10 +103,11 @@ def publish(
     \b
     Example: kiln publish cpu --to registry.example/kiln --key cosign.key
              kiln publish dsv4-mhc --to registry.example/kiln --key awskms:///alias/kiln --tag latest --report mi355x.json
+             kiln publish cpu --to registry.example/kiln --key cosign.key --tag latest --report merged.json --require-cells generate
     """
     from kiln.commands.verify import of_stack
     from kiln.cosign import Signer
-    from kiln.publish import Publisher, require_releasable
+    from kiln.publish import Publisher, require_cells, require_releasable
     from kiln.session import Choice
     from kiln.verify.required import required_checks
 
@@ -115,6 +125,9 @@ def publish(
         candidates = _candidates(context, ready, files)
         for one in candidates:
             require_releasable(one, required_checks(one.rendered, release=True), tags, ready.pins)
+        wanted = _cells(context, stack, cells) if cells else ()
+        for one in candidates if cells else ():
+            require_cells(one, [cell.id for cell in wanted if cell.image == one.rendered.image.name])
         session = context.session
         publisher = Publisher(
             context.workspace, context.store, ready.engine, session.config, context.console, cosign, signer, trusted
@@ -207,6 +220,14 @@ def _release_of(context: Context, stack: str, sets: tuple[str, ...], image: str,
     return choose(
         read_releases(context.workspace, stack), pins, image or pins.images[-1], lock, versions, latest=latest
     )
+
+
+def _cells(context: Context, stack: str, level: Level) -> tuple[Cell, ...]:
+    """The cells that a release must have passed: those of the checkout's own matrix, whatever a report says of what was asked for."""
+    from kiln.commands.ci import matrices
+
+    (found,) = matrices(context, (stack,))
+    return found.only(LEVELS[: LEVELS.index(level) + 1]).fewest().cells
 
 
 def _candidates(context: Context, ready: BuiltStack, files: tuple[Path, ...]) -> list[Candidate]:

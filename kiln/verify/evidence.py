@@ -30,6 +30,8 @@ Cache = Literal["empty", "known", "unknown"]
 
 _COST = re.compile(r"cost ([0-9]+(?:\.[0-9]+)?)")
 _KILN_PATH = re.compile(r"\bpath=(\S+)")
+# What the plugin writes when a model is built, in every worker.
+_KILN_BUILT = re.compile(r"kiln-mhc: path=(\S+)")
 _ON = ("1", "true", "yes", "on")
 _PREBUILT = re.compile(r"/(?:dist|site)-packages/aiter/jit/module_mhc\.so$")
 
@@ -129,6 +131,11 @@ def _workers(reader: Reader) -> list[Worker]:
 
 
 def _hidden(environment: Mapping[str, str], cache: Cache, crowded: bool) -> Iterable[str]:
+    if environment.get("VLLM_CONFIGURE_LOGGING", "1") == "0":
+        yield "VLLM_CONFIGURE_LOGGING=0 leaves the lines of vLLM and its plugins to whoever set it"
+    said = environment.get("VLLM_LOGGING_LEVEL", "INFO")
+    if said.upper() not in ("DEBUG", "INFO"):
+        yield f"VLLM_LOGGING_LEVEL={said} silences the line by which the plugin names the path"
     level = environment.get("AITER_LOG_LEVEL", "INFO")
     if level.upper() in ("WARNING", "ERROR"):  # AITER takes any other value for INFO, with a warning
         yield f"AITER_LOG_LEVEL={level} silences the lines by which AITER tells that it loads or builds module_mhc"
@@ -143,10 +150,11 @@ def _hidden(environment: Mapping[str, str], cache: Cache, crowded: bool) -> Iter
         yield f"the log has more than {PROCESSES} processes; the others were not looked at"
 
 
-def judge_path(evidence: Evidence, setting: Setting, *, module_path: str = "") -> Outcome:
+def judge_path(evidence: Evidence, setting: Setting, *, module_path: str = "", named: str = "") -> Outcome:
     """Whether the log proves that every worker took the path of ``setting``, and no worker the other one.
 
-    ``module_path`` is where the image's prebuilt ``module_mhc.so`` lies; without it, any ``aiter/jit`` of a Python installation will do.
+    ``module_path`` is where the image's prebuilt ``module_mhc.so`` lies; without it, any ``aiter/jit`` of a Python installation will do. ``named`` is
+    what Kiln's plugin must call the path in every worker (``aiter-unfused``); without it, its lines may be missing.
     """
     if not evidence.total:
         return _outcome("error", "could not look: the log is empty", evidence, setting)
@@ -165,7 +173,29 @@ def judge_path(evidence: Evidence, setting: Setting, *, module_path: str = "") -
         return _outcome("error", f"could not look: {'; '.join(unseen)}", evidence, setting)
     judge: Callable[[Evidence], Verdict] = _aiter if setting == "aiter" else _tilelang
     status, summary = judge(evidence)
+    if named and status == "pass":
+        status, summary = _plugin(evidence, named, summary)
     return _outcome(status, summary, evidence, setting)
+
+
+def _plugin(evidence: Evidence, named: str, summary: str) -> Verdict:
+    """Whether the plugin called the path ``named`` in every worker: where it did not load, nothing there obeys the switch."""
+    if mute := next((line for line in evidence.hidden if line.startswith("VLLM_")), ""):
+        return "error", f"could not look: {mute}"
+    if evidence.expected_workers > 1 and any(not worker.name for worker in evidence.workers):
+        lost = f"{evidence.expected_workers} workers cannot be told apart"
+        return "error", f"could not look for the plugin's lines: some name no process, so {lost}"
+    silent = []
+    for worker in evidence.workers:
+        found = {match[1] for line in worker.kiln if (match := _KILN_BUILT.match(line))}
+        if other := sorted(found - {named}):
+            return "fail", f"{worker.name or worker.label}: the plugin says path={other[0]}, not {named}"
+        if not found:
+            silent.append(worker.name or worker.label)
+    if silent:
+        lacking = "no line `kiln-mhc: path=` of theirs, so the plugin did not load there"
+        return "fail", f"{', '.join(silent[:16])}: {lacking} (if VLLM_PLUGINS is set, it must name kiln_mhc_switch)"
+    return "pass", f"{summary}; the plugin calls it {named}"
 
 
 def _contradictions(evidence: Evidence, setting: Setting, module_path: str) -> list[str]:

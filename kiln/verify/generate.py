@@ -210,7 +210,11 @@ def rocm_path(served: Served, environment: Mapping[str, str]) -> Outcome:
     """The path that the log of a server on ROCm proves, worker by worker: AITER's own module, or TileLang's kernels and no AITER module."""
     # Every setting is served in a container of its own, so TileLang starts without a cache: a worker that is silent compiled nothing.
     evidence = read_evidence(served.log.split("\n"), environment, tilelang_cache="empty")
-    outcome = judge_path(evidence, "tilelang" if served.setting.path == "fused" else "aiter")
+    path = served.setting.path
+    # A path that says whose kernels it takes is one that the plugin names; both vLLM's default and the opt-in may be fused then.
+    outcome = judge_path(
+        evidence, "tilelang" if path in ("fused", "tilelang-fused") else "aiter", named=path if "-" in path else ""
+    )
     if outcome.status == "pass" or not served.trouble:
         return outcome
     return replace(outcome, summary=f"{outcome.summary}\n{served.trouble}")

@@ -103,7 +103,8 @@ def noop(lab: Lab) -> list[Figure]:
         ours.append(run)
         theirs.append(_plain_build(lab, context).seconds)
     other = Runs("docker buildx build --load of the plain Dockerfile, all cached", tuple(theirs))
-    return [_figure("no-op", f"kiln image {STACK}, nothing changed", ours, other)]
+    figure = _figure("no-op", f"kiln image {STACK}, nothing changed", ours, other)
+    return [replace(figure, most_ratio=1.0)]
 
 
 @dataclass
@@ -168,7 +169,8 @@ class _Builds:
         found = []
         if "cold" in wanted:
             other = Runs(f"{hand}, nothing cached", tuple(self.plain_cold))
-            found.append(_figure("cold-build", f"kiln build {STACK}, nothing cached, store filled", self.cold, other))
+            cold = _figure("cold-build", f"kiln build {STACK}, nothing cached, store filled", self.cold, other)
+            found.append(replace(cold, most_ratio=0.75))
         if self.bumped:
             about = f"{BUMPED} {BUMPED_TO}"
             facts = {"components rebuilt": sorted(self.rebuilt), "target: components rebuilt": 1, "layer": self.layer}

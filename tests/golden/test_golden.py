@@ -118,7 +118,7 @@ def test_a_plain_ascii_locale_changes_nothing(toy: Workspace, tmp_path: Path) ->
     assert tree(tmp_path / "out") == tree(EXPECTED)
 
 
-@pytest.mark.parametrize("stack", ["cpu", "dsv4-mhc"])
+@pytest.mark.parametrize("stack", ["cpu", "dsv4-mhc", "dsv4-mhc-upstream"])
 def test_a_real_stack_renders_alike_in_any_zone_locale_seed_and_folder(
     project: Path, project_copy: Path, tmp_path: Path, stack: str
 ) -> None:

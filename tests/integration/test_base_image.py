@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kiln.apt import Apt, debian_codename
 from kiln.baseimage import base_name, ensure_base, package_status
 from kiln.config import Config
 from kiln.console import Console
@@ -22,6 +17,7 @@ from kiln.engine import Engine, image_digest
 from kiln.errors import RefNotFoundError, UpstreamError
 from kiln.lockentries import BaseImage
 from kiln.registry import tag_digest
+from tests.integration.registry import registry_in
 from tests.rehearsal.standins import make_standins
 
 pytestmark = pytest.mark.engine
@@ -31,35 +27,9 @@ NAME, TAG = "docker.io/rocm/dev-standin", "7.2.3-complete"
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Debian's docker-registry on a port of the loopback; its address. Installed where it is not there."""
-    folder = tmp_path_factory.mktemp("registry")
-    if not shutil.which("docker-registry"):
-        codename = debian_codename()
-        assert codename, "install docker-registry: this test needs a real registry"
-        apt = Apt(folder / "apt", codename, "amd64", real_status=True)
-        apt.update()
-        apt.install(["docker-registry"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    (folder / "config.yml").write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\nhttp: {{addr: '{address}'}}\n"
-    )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"http://{address}/v2/", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    """The address of a registry of this module's own."""
+    with registry_in(tmp_path_factory.mktemp("registry") / "data") as made:
+        yield made.host
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import ssl
 import subprocess
 import tarfile
 import tempfile
@@ -15,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 
@@ -24,6 +22,7 @@ import zstandard
 
 from kiln.engine import PrivateEngine
 from tests.integration.conftest import REPOSITORY, Project, model_folder
+from tests.integration.served import lay_index, running, served
 
 pytestmark = pytest.mark.engine
 USER, PASSWORD = "kiln-user-7f3a", "kiln-password-91bc"
@@ -31,50 +30,17 @@ USER, PASSWORD = "kiln-user-7f3a", "kiln-password-91bc"
 INDEX = "index.kiln.invalid"
 
 
-class _Index(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@contextmanager
-def index_of(folder: Path, certificate: Path, key: Path) -> Iterator[int]:
-    """A folder over HTTPS; its port."""
-
-    class Bound(_Index):
-        def __init__(self, *words: object) -> None:
-            super().__init__(*words, directory=str(folder))  # type: ignore[arg-type]
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    with running(server):
-        yield server.server_port
-
-
-@contextmanager
-def running(server: ThreadingTCPServer | ThreadingHTTPServer) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @dataclass
 class Proxy:
     """A proxy that wants a password and knows the way to one host; what it was asked for."""
 
-    port: int = 0
+    host: str = ""
     let_in: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
 
 @contextmanager
-def proxy_to(port: int) -> Iterator[Proxy]:
+def proxy_to(index: str) -> Iterator[Proxy]:
     made = Proxy()
     wanted = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
@@ -93,18 +59,14 @@ def proxy_to(port: int) -> Iterator[Proxy]:
             if not line.startswith(f"CONNECT {INDEX}:443 "):
                 self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
                 return
-            with closing(socket.create_connection(("127.0.0.1", port))) as there:
+            with closing(socket.create_connection(("127.0.0.1", int(index.rpartition(":")[2])))) as there:
                 self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
                 back = threading.Thread(target=_pour, args=(there, self.connection), daemon=True)
                 back.start()
                 _pour(self.connection, there)
                 back.join(5)
 
-    ThreadingTCPServer.allow_reuse_address = True
-    server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    made.port = server.server_address[1]
-    with running(server):
+    with running(ThreadingTCPServer(("127.0.0.1", 0), Handler)) as made.host:
         yield made
 
 
@@ -143,14 +105,12 @@ def test_neither_credential_nor_authority_nor_proxy_gets_into_what_is_made(
     shutil.copytree(base_project.state / "store", state / "store")
     project = Project(root, state, PrivateEngine(state).host)
     wheels = [wheel for wheel in project.lock.wheels if wheel.component != "tools"]
+    index = lay_index(tmp_path / "index", project, wheels)
     for wheel in wheels:
-        page = tmp_path / "index" / "simple" / wheel.name
-        page.mkdir(parents=True)
-        shutil.move(project.blob(wheel.sha256), page / wheel.file)
-        (page / "index.html").write_text(f'<a href="{wheel.file}#sha256={wheel.sha256}">{wheel.file}</a>')
+        project.blob(wheel.sha256).unlink()
     ca, certificate, key = authority(tmp_path)
-    with index_of(tmp_path / "index", certificate, key) as port, proxy_to(port) as proxy:
-        address = f"http://{USER}:{PASSWORD}@127.0.0.1:{proxy.port}"
+    with served(index, certificate, key) as host, proxy_to(host) as proxy:
+        address = f"http://{USER}:{PASSWORD}@{proxy.host}"
         docker = tmp_path / "docker"
         docker.mkdir()
         # As people set it for docker's own builds: it goes into every build and every container unless somebody sees to it.
@@ -188,7 +148,7 @@ def test_neither_credential_nor_authority_nor_proxy_gets_into_what_is_made(
         USER.encode(),
         PASSWORD.encode(),
         base64.b64encode(f"{USER}:{PASSWORD}".encode()),
-        f"127.0.0.1:{proxy.port}".encode(),
+        f"{proxy.host}".encode(),
         b"kiln-private-authority",
         # A line from the middle of the certificate.
         ca.read_bytes().splitlines()[8],

@@ -1,4 +1,4 @@
-"""Stand-ins for everything that the stack `dsv4-mhc` takes from upstreams: small, real in kind, made here and nowhere else.
+"""Stand-ins for everything that the ROCm stacks take from upstreams: small, real in kind, made here and nowhere else.
 
 Real git repositories with the refs that the pins name, submodules and build entry points; real wheels and Debian packages that hold nothing;
 shared objects with real GPU code (``hip/``); and a base image made of the same Debian packages as the cpu stack's. ``kiln rehearse`` builds the
@@ -14,12 +14,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,10 +40,14 @@ from kiln.workspace import Workspace
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
-STACK = "dsv4-mhc"
+STACK, UPSTREAM = "dsv4-mhc", "dsv4-mhc-upstream"
+STACKS = (STACK, UPSTREAM)
 EPOCH = 1_780_000_000
+AITERS = ("v0.1.13", "v0.1.14", "v0.1.16.post2")
+# The pull request that each commit is of which the pins pick.
+FIXES = {"555d04f": "8991", "dd998b6": "9541"}
 # What builds the stand-ins' wheels must be real; every other wheel holds nothing.
-REAL_WHEELS = ("setuptools", "wheel", "packaging", "uv")
+REAL_WHEELS = ("setuptools", "wheel", "packaging", "uv", "flit-core")
 Files = Mapping[str, bytes]
 
 
@@ -69,6 +74,7 @@ class Repositories:
         annotated: bool = False,
         submodules: Mapping[str, Made] | None = None,
         on: str = "",
+        message: str = "",
     ) -> Made:
         """One commit with exactly these files, after ``on`` (a commit id) or as the first; tags name it."""
         path = self.folder / url.removeprefix("https://").removesuffix(".git")
@@ -87,7 +93,7 @@ class Repositories:
             self._git(path, "update-index", "--add", "--cacheinfo", f"{mode},{blob},{name}")
         tree = self._git(path, "write-tree")
         parent = ["-p", on] if on else []
-        commit = self._git(path, "commit-tree", tree, *parent, "-m", f"stand-in {' '.join(tags)}".strip())
+        commit = self._git(path, "commit-tree", tree, *parent, "-m", message or f"stand-in {' '.join(tags)}".strip())
         self._git(path, "update-ref", "refs/heads/main", commit)
         for tag in tags:
             named = commit
@@ -128,12 +134,12 @@ def source(name: str) -> dict[str, bytes]:
 
 
 def standin_tag(ref: str) -> str:
-    """The tag that stands for a commit that the pins name: nobody can make a commit with a given id."""
-    return f"standin-{ref}"
+    """The tag that stands for a ref that the pins name: for a commit's full id another one, for nobody can make a commit with a given id."""
+    return f"standin-{ref}" if re.fullmatch(r"[0-9a-f]{40}", ref) else ref
 
 
 def make_repositories(folder: Path, pins: Pins, aiter_fault: str = "") -> None:
-    """Every repository that the pins name, with the refs that they name, and AITER's at two more tags."""
+    """Every repository that a stack's pins name, with the refs that they name, and AITER's at two more tags."""
     repositories = Repositories(folder)
     commit = repositories.commit
     url = {name: component.git for name, component in pins.by_name.items()}
@@ -142,17 +148,20 @@ def make_repositories(folder: Path, pins: Pins, aiter_fault: str = "") -> None:
     def library(address: str) -> Made:
         return commit(address, {"README": f"stand-in for {address.removeprefix('https://')}\n".encode()})
 
-    commit(url["cpython"], source("cpython"), tags=(ref["cpython"],), annotated=True)
-    base = source("triton")
-    commit(url["triton"], base, tags=(ref["triton"],))
-    lang = url["vllm-triton-kernels"]
-    first = commit(lang, base, tags=(ref["vllm-triton-kernels"],))
-    fixes = base["python/triton/fixes.py"].decode()
-    one = {**base, "python/triton/fixes.py": fixes.replace("FIRST = 0", "FIRST = 8991").encode()}
-    other = {**base, "python/triton/fixes.py": fixes.replace("SECOND = 0", "SECOND = 9541").encode()}
     picks = pins.by_name["triton"].picks
-    commit(lang, one, tags=(picks[0].ref,), on=first.commit)
-    commit(lang, other, tags=(picks[1].ref,), on=first.commit)
+    commit(url["cpython"], source("cpython"), tags=(ref["cpython"],), annotated=True)
+    wants = {"version": pins.by_name["triton"].version or "3.6.0", "fixes": [FIXES[one.ref] for one in picks]}
+    base = {**source("triton"), "wants.json": json.dumps(wants).encode()}
+    commit(url["triton"], base, tags=(standin_tag(ref["triton"]),))
+    kernels = pins.by_name["vllm-triton-kernels"]
+    if (kernels.git, kernels.ref) != (url["triton"], ref["triton"]):
+        commit(kernels.git, source("triton"), tags=(standin_tag(kernels.ref),))
+    place = "python/triton/fixes.py"
+    for pick in picks:
+        line = f"FIX_{FIXES[pick.ref]} = ".encode()
+        fixed = base[place].replace(line + b"0", line + b"1")
+        first = commit(pick.git, source("triton"))
+        commit(pick.git, {**source("triton"), place: fixed}, tags=(pick.ref,), on=first.commit)
 
     asmjit = library("https://github.com/asmjit/asmjit")
     fbgemm = commit(
@@ -163,9 +172,9 @@ def make_repositories(folder: Path, pins: Pins, aiter_fault: str = "") -> None:
     )
     commit(url["torchvision"], source("vision"), tags=(ref["torchvision"],))
     commit(url["torchaudio"], source("audio"), tags=(ref["torchaudio"],))
-    kernels = library("https://github.com/ROCm/composable_kernel")
+    composable = library("https://github.com/ROCm/composable_kernel")
     cutlass = library("https://github.com/NVIDIA/cutlass")
-    both = {"csrc/composable_kernel": kernels, "csrc/cutlass": cutlass}
+    both = {"csrc/composable_kernel": composable, "csrc/cutlass": cutlass}
     commit(
         url["flash-attention"], source("flash-attention"), tags=(standin_tag(ref["flash-attention"]),), submodules=both
     )
@@ -175,17 +184,20 @@ def make_repositories(folder: Path, pins: Pins, aiter_fault: str = "") -> None:
     commit(url["mori"], source("mori"), tags=(ref["mori"],), submodules=modules)
     commit(url["vllm"], source("vllm"), tags=(standin_tag(ref["vllm"]),))
 
+    (flydsl,) = pins.by_name["flydsl"].wheels
     kernel_sources, before = source("aiter"), ""
+    kernel_sources["requirements.txt"] += f"{flydsl}\n".encode()
     if aiter_fault:
         kernel_sources["FAULT"] = aiter_fault.encode()
-    for tag in ("v0.1.13", "v0.1.14", "v0.1.16.post2"):
+    # A tag is there once: where two stacks name the same, the one that was made first stands.
+    for tag in AITERS if pins.stack == STACK else (ref["aiter"],):
         files = {**kernel_sources, "aiter/release.py": f'TAG = "{tag}"\n'.encode()}
         made = commit(
             url["aiter"],
             files,
             tags=(tag,),
             annotated=tag == "v0.1.14",
-            submodules={"3rdparty/composable_kernel": kernels},
+            submodules={"3rdparty/composable_kernel": composable},
             on=before,
         )
         before = made.commit
@@ -241,13 +253,14 @@ def make_wheel(folder: Path, name: str, version: str) -> Path:
 
 def make_wheels(folder: Path, workspace: Workspace, pins: Pins, lock: Lock, store: Store, console: Console) -> Lock:
     """A wheel for every one that the real lock names; returns a lock with those, in which nothing else is locked yet."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     real = tuple(wheel for wheel in lock.wheels if wheel.name in REAL_WHEELS)
     fetch(pins, Lock(pins.stack, "", (), real), store, workspace.state / "apt", console)
     wheels = []
     for wheel in lock.wheels:
         if wheel in real:
-            place_file(store.check(wheel.sha256, wheel.label), folder / wheel.file)
+            if not (folder / wheel.file).exists():
+                place_file(store.check(wheel.sha256, wheel.label), folder / wheel.file)
             wheels.append(wheel)
         else:
             path = make_wheel(folder, wheel.name, wheel.version)
@@ -258,11 +271,11 @@ def make_wheels(folder: Path, workspace: Workspace, pins: Pins, lock: Lock, stor
     return Lock(pins.stack, "", (), tuple(wheels), roots=(("wheels", wheel_root(pins)),))
 
 
-def make_packages(folder: Path, pins: Pins) -> None:
-    """A flat repository with a Debian package for every one that the pins name, each with a file that says so."""
+def make_packages(folder: Path, names: Iterable[str]) -> None:
+    """A flat repository with a Debian package of each name, each with a file that says so."""
     folder.mkdir(parents=True)
     index = []
-    for name in pins.packages.packages:
+    for name in names:
         tree = folder / "tree"
         (tree / "DEBIAN").mkdir(parents=True)
         (tree / "usr/share/standins").mkdir(parents=True)
@@ -331,21 +344,27 @@ def make_base(folder: Path, workspace: Workspace, store: Store, engine: Engine, 
     return {"archive": "base/base.tar", "digest": digest, "name": f"kiln/standin-base:{digest[7:19]}"}
 
 
-def make_standins(folder: Path, *, aiter_fault: str = "", also: Callable[[Path, Pins], object] | None = None) -> Path:
-    """All stand-ins in ``folder``; nothing is done where they are there and were made by this very code from these very pins.
+def make_standins(
+    folder: Path,
+    stacks: tuple[str, ...] = STACKS,
+    *,
+    aiter_fault: str = "",
+    also: Callable[[Path, Pins], object] | None = None,
+) -> Path:
+    """The stand-ins of ``stacks`` in ``folder``; nothing is done where they are there and were made by this very code from these very pins.
 
     ``aiter_fault`` is what AITER's stand-in does wrong (see its setup.py); ``also`` changes what was made, in the end.
     """
     console = Console()
     workspace = Workspace(REPOSITORY, Path(os.environ.get("KILN_STATE", REPOSITORY / ".kiln")))
     store = Store(workspace.state / "store")
-    pins = read_pins(workspace, STACK)
-    lock = read_lock(workspace, pins)
+    pinned = [read_pins(workspace, stack) for stack in stacks]
+    locks = [read_lock(workspace, pins) for pins in pinned]
     key = digest_of(
         [
             tree_digest(HERE),
-            pins.sha256,
-            lock.sha256,
+            [pins.sha256 for pins in pinned],
+            [lock.sha256 for lock in locks],
             aiter_fault,
             read_lock(workspace, read_pins(workspace, "cpu")).sha256,
         ]
@@ -354,15 +373,16 @@ def make_standins(folder: Path, *, aiter_fault: str = "", also: Callable[[Path, 
     if also is None and note.is_file() and note.read_text() == key:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    console.step(f"making stand-ins for the upstreams of {STACK} in {workspace.shown(folder)}")
-    make_repositories(folder / "repositories", pins, aiter_fault)
+    (folder / "locks").mkdir(parents=True)
+    console.step(f"making stand-ins for the upstreams of {', '.join(stacks)} in {workspace.shown(folder)}")
     make_archives(folder / "archives")
-    seed = make_wheels(folder / "wheels", workspace, pins, lock, store, console)
-    make_packages(folder / "packages", pins)
+    for pins, lock in zip(pinned, locks, strict=True):
+        make_repositories(folder / "repositories", pins, aiter_fault)
+        seed = make_wheels(folder / "wheels", workspace, pins, lock, store, console)
+        (folder / "locks" / f"{pins.stack}.lock.toml").write_text(dump_lock(seed))
+    make_packages(folder / "packages", dict.fromkeys(name for pins in pinned for name in pins.packages.packages))
     engine = ensure_engine(workspace.state, console)
     base = make_base(folder / "base", workspace, store, engine, console)
-    (folder / "seed.lock.toml").write_text(dump_lock(seed))
     (folder / "standins.json").write_text(json.dumps({"base": base}, indent=2) + "\n")
     (folder / "apt.sources").write_text(
         f"Types: deb\nURIs: file:{folder.absolute()}/packages\nSuites: ./\nTrusted: yes\n"
@@ -374,10 +394,11 @@ def make_standins(folder: Path, *, aiter_fault: str = "", also: Callable[[Path, 
         '"https://github.com/nlohmann/json/releases/download/" = "archives/json"\n'
         '"https://oaitriton.blob.core.windows.net/public/llvm-builds/" = "archives/llvm"\n'
         '"docker.io/rocm/" = "127.0.0.1:9/rocm/"\n\n'
-        f'[apt-sources]\n{pins.packages.suite} = "apt.sources"\n'
+        "[apt-sources]\n"
+        + "".join(f'{suite} = "apt.sources"\n' for suite in sorted({pins.packages.suite for pins in pinned}))
     )
     if also:
-        also(folder, pins)
+        also(folder, pinned[0])
     note.write_text(key)
     return folder
 

@@ -15,7 +15,7 @@ import pytest
 
 from kiln.pins import Pins, read_pins
 from kiln.workspace import Workspace
-from tests.rehearsal.standins import STACK, make_standins, move_tag
+from tests.rehearsal.standins import STACK, UPSTREAM, make_standins, move_tag
 
 pytestmark = pytest.mark.engine
 REPOSITORY = Path(__file__).parents[2]
@@ -31,8 +31,8 @@ class Ran:
     err: str
 
 
-def rehearse(standins: Path, *words: str, **env: str) -> Ran:
-    command = [sys.executable, "-m", "kiln", "rehearse", STACK, "--standins", str(standins), *words]
+def rehearse(standins: Path, *words: str, stack: str = STACK, **env: str) -> Ran:
+    command = [sys.executable, "-m", "kiln", "rehearse", stack, "--standins", str(standins), *words]
     done = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, **env}
     )
@@ -95,6 +95,11 @@ def test_both_images_are_built_and_looked_at(green: Ran) -> None:
 @pytest.mark.parametrize("image", ["rocm-base", "rocm-serving"])
 def test_what_is_rehearsed_is_what_is_committed(green: Ran, standins: Path, image: str) -> None:
     assert rehearse(standins).code == 0
+    compare(image)
+
+
+def compare(image: str) -> None:
+    """What was rendered for the rehearsal against what is committed."""
     rehearsed = STATE / "renders" / image
     committed = REPOSITORY / "images" / image
     assert (rehearsed / "Dockerfile").read_bytes() == (committed / "Dockerfile").read_bytes()
@@ -109,13 +114,43 @@ def test_what_is_rehearsed_is_what_is_committed(green: Ran, standins: Path, imag
 
 
 def test_no_step_of_either_file_may_use_a_network(green: Ran) -> None:
-    for image in ("rocm-base", "rocm-serving"):
+    for image in ("rocm-base", "rocm-serving", "rocm-upstream-base", "rocm-upstream-serving"):
         text = (REPOSITORY / "images" / image / "Dockerfile").read_text()
         assert (
             len(re.findall(r"^RUN ", text, re.MULTILINE))
             == len(re.findall(r"^RUN --network=none", text, re.MULTILINE))
             > 5
         )
+
+
+def test_the_upstream_stack_holds_the_plugin_and_shares_what_is_the_same(green: Ran, standins: Path) -> None:
+    done = rehearse(standins, stack=UPSTREAM)
+    assert done.code == 0, done.err
+    for image in ("rocm-upstream-base", "rocm-upstream-serving"):
+        compare(image)
+    serving = json.loads(_report(done, "rocm-upstream-serving"))
+    assert serving["summary"]["fail"] == serving["summary"]["error"] == 0
+    seen = {check["id"]: check for check in serving["checks"]}
+    assert "kiln-vllm-mhc-switch 0.1.0" in seen["packages.wheels"]["evidence"]["distributions"]
+    assert seen["libraries.mhc"]["status"] == "pass"
+    # Nothing is served here; which path each setting must take is said all the same.
+    assert [seen[f"serve.{setting}.path"]["status"] for setting in ("default", "tilelang")] == ["skip", "skip"]
+    # The two stacks lie beside each other: what is built alike is one layer, and neither takes the other's images or its lock.
+    one, other = (dict(layers(image)) for image in ("rocm-base", "rocm-upstream-base"))
+    assert {name for name in one if name and one[name] == other.get(name)} >= {"cpython", "amd-smi"}
+    assert one["aiter"] != other["aiter"]
+    again = rehearse(standins)
+    assert again.code == 0
+    assert again.err.count("is built already") == 2
+
+
+def test_a_stack_without_stand_ins_is_answered_with_those_that_have_them(tmp_path: Path, standins: Path) -> None:
+    shutil.copy(standins / "standins.json", tmp_path)
+    (tmp_path / "locks").mkdir()
+    shutil.copy(standins / "locks" / f"{STACK}.lock.toml", tmp_path / "locks")
+    done = rehearse(tmp_path, stack=UPSTREAM)
+    assert done.code == 2
+    assert f"It has them for {STACK}." in done.err
 
 
 def test_a_second_run_builds_and_checks_nothing(green: Ran, standins: Path) -> None:
@@ -146,9 +181,10 @@ def test_another_aiter_rebuilds_aiter_and_what_stands_on_it(green: Ran, standins
     assert json.loads(_report(done))["chosen"]["overrides"] == {"aiter": ANOTHER}
 
 
-def _report(done: Ran) -> str:
-    path = next(line.split()[1] for line in done.out.splitlines() if line.startswith("report"))
-    return (REPOSITORY / path).read_text()
+def _report(done: Ran, image: str = "rocm-base") -> str:
+    """The report of one of the images that a run ended with, the base image's first."""
+    paths = [line.split()[1] for line in done.out.splitlines() if line.startswith("report")]
+    return (REPOSITORY / paths[image.endswith("-serving")]).read_text()
 
 
 FAULTS = {
@@ -162,7 +198,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wheel_that_is_wrong_goes_nowhere(green: Ran, tmp_path: Path, fault: str) -> None:
-    make_standins(tmp_path / "standins", aiter_fault=fault)
+    make_standins(tmp_path / "standins", (STACK,), aiter_fault=fault)
     known = records()
     done = rehearse(tmp_path / "standins")
     assert done.code == 50, done.err
@@ -173,7 +209,7 @@ def test_a_wheel_that_is_wrong_goes_nowhere(green: Ran, tmp_path: Path, fault: s
 
 
 def test_a_tag_that_moved_is_refused_with_both_commits(green: Ran, tmp_path: Path) -> None:
-    folder = make_standins(tmp_path / "standins")
+    folder = make_standins(tmp_path / "standins", (STACK,))
     assert rehearse(folder).code == 0
     lock = (STATE / "locks" / f"{STACK}.lock.toml").read_text()
     was = re.search(r'component = "aiter".*?commit = "([0-9a-f]{40})"', lock, re.DOTALL)
@@ -194,7 +230,7 @@ def test_a_submodule_commit_that_nobody_has_is_named(green: Ran, tmp_path: Path)
         shutil.copytree(folder / "repositories/github.com/NVIDIA/cutlass", kernels)
 
     known = records()
-    done = rehearse(make_standins(tmp_path / "standins", also=forget))
+    done = rehearse(make_standins(tmp_path / "standins", (STACK,), also=forget))
     assert done.code == 24
     assert "a submodule commit is missing: " in done.err
     assert "composable_kernel" in done.err

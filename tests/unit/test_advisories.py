@@ -40,7 +40,7 @@ NOWHERE = "0123456789abcdef0123456789abcdef01234567"
 
 RACE, RMS, TILELANG, TRITON = "aiter-mhc-race", "aiter-mhc-rocm723", "tilelang-mhc-gfx942", "aiter-triton-swap"
 SHAPE, SWITCH, CLONE = "aiter-mhc-hidden-size", "vllm-no-mhc-switch", "git-clone-branch-sha"
-JIT, PRECOMPILED = "aiter-jit-dir", "vllm-use-precompiled"
+JIT, PRECOMPILED, OPT_IN = "aiter-jit-dir", "vllm-use-precompiled", "tilelang-plugin-gfx942"
 
 # What a commit contains, of the commits that the rules ask for. The first is the line of ROCm/aiter's main branch.
 ANCESTORS = {
@@ -187,9 +187,18 @@ CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
     },
     **{f"vLLM v0.{minor}.0": (vllm(f"v0.{minor}.0"), [SWITCH], []) for minor in range(24, 34)},
     **{
-        f"vLLM v0.{minor}.0 with the plugin": (vllm(f"v0.{minor}.0", switch_plugin=True), [], [])
-        for minor in range(24, 34)
+        f"vLLM v0.{minor}.0 with the plugin": (vllm(f"v0.{minor}.0", switch_plugin=True), [], [OPT_IN])
+        for minor in range(25, 34)
     },
+    "vLLM v0.24.0 with the plugin": (vllm("v0.24.0", switch_plugin=True), [], []),
+    "vLLM v0.28.0 with the plugin for gfx950": (vllm("v0.28.0", switch_plugin=True, archs=("gfx950",)), [], []),
+    "vLLM v0.28.0 with the plugin, and the opt-in set in the image": (
+        vllm("v0.28.0", switch_plugin=True, environment={"VLLM_ROCM_USE_TILELANG_MHC": "1"}),
+        [OPT_IN],
+        [],
+    ),
+    "the fork with the plugin, which leaves it alone": (replace(STACK, switch_plugin=True), [], [TILELANG]),
+    "a vLLM that is not known with the plugin": (vllm("v0.40.0", switch_plugin=True), [], [TILELANG, OPT_IN]),
     "vLLM v0.23.0 for gfx950": (
         vllm("v0.23.0", mhc_default="tilelang", archs=("gfx950",)),
         [SWITCH],
@@ -302,7 +311,7 @@ CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
     "hidden 1280": (replace(GFX950, hidden_size=1280, hc_mult=4), [], []),
     "hidden 8, which vLLM does not send to AITER": (replace(GFX950, hidden_size=8), [], []),
     "hc_mult 2": (replace(GFX950, hidden_size=4096, hc_mult=2), [SHAPE], []),
-    "hc_mult 2, where vLLM checks": (vllm("v0.29.0", switch_plugin=True, hidden_size=4096, hc_mult=2), [], []),
+    "hc_mult 2, where vLLM checks": (vllm("v0.29.0", switch_plugin=True, hidden_size=4096, hc_mult=2), [], [OPT_IN]),
     "hidden 256 where vLLM has no aiter path": (vllm("v0.24.0", hidden_size=256), [SWITCH], []),
     "a model and no component": (Facts(hidden_size=256), [], []),
 }
@@ -433,7 +442,7 @@ def test_an_unknown_id_is_answered(name: str, says: str) -> None:
 
 
 def test_the_real_advisories_are_read() -> None:
-    assert IDS == [RACE, RMS, TILELANG, TRITON, SHAPE, SWITCH, CLONE, JIT, PRECOMPILED]
+    assert IDS == [RACE, RMS, TILELANG, OPT_IN, TRITON, SHAPE, SWITCH, CLONE, JIT, PRECOMPILED]
     assert {advisory.id: advisory.severity for advisory in ADVISORIES}[RACE] == "wrong-results"
 
 

@@ -234,6 +234,26 @@ def test_what_apt_would_install_is_resolved(apt: Apt, monkeypatch: pytest.Monkey
     assert [deb.label for deb in apt.resolve(["bash"])] == ["bash 5.2-2 (amd64)"]
 
 
+def test_what_is_offered_is_read_from_apts_descriptions(apt: Apt, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = (
+        "Package: bash\nVersion: {}\nArchitecture: amd64\nFilename: pool/bash.deb\nSize: 12\nSHA256: " + "a" * 64
+    )
+    answer(
+        monkeypatch,
+        (0, described.format("1") + "\n\n" + described.format("2") + "\n\n"),
+        (100, "E: No packages found\n"),
+    )
+    assert [deb.version for deb in apt.offered(["bash", "gone"])] == ["1", "2"]
+    assert apt.offered(["gone"]) == []
+
+
+def test_lists_that_cannot_be_read_offer_nothing_that_counts(apt: Apt, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, (100, "E: The package lists or status file could not be parsed or opened.\n"))
+    with pytest.raises(FetchError) as caught:
+        apt.offered(["bash"])
+    assert "could not be parsed" in caught.value.why
+
+
 def test_a_package_that_apt_does_not_describe_is_an_error(apt: Apt, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, (0, "Inst bash (5.2-2 Debian:12/stable [amd64])\n"), (0, ""))
     with pytest.raises(ResolveError, match=r"bash 5\.2-2"):

@@ -291,7 +291,7 @@ def test_what_is_only_open_is_no_error() -> None:
 # the real stacks
 
 
-@pytest.mark.parametrize("stack", ["dsv4-mhc", "cpu"])
+@pytest.mark.parametrize("stack", ["dsv4-mhc", "dsv4-mhc-upstream", "cpu"])
 def test_the_real_stacks_have_nothing_mutable(real: Workspace, stack: str) -> None:
     pins = read_pins(real, stack)
     lock = read_lock(real, pins)

@@ -28,7 +28,8 @@ def test_the_commands_are_those_that_are_documented() -> None:
         "engine status",
         "engine down",
         "exit-codes",
-        "report",
+        "report show",
+        "report merge",
     }
 
 
@@ -197,7 +198,7 @@ def test_the_committed_lock_is_current(real: Workspace, capsys: pytest.CaptureFi
 def test_plan_says_every_component_and_its_key(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--root", str(project), "--json", "plan", "cpu"]) == 0
     components = json.loads(capsys.readouterr().out)["cpu-serving"]["components"]
-    assert list(components) == ["torch", "triton", "transformers", "vllm-needs", "vllm", "plugins"]
+    assert list(components) == ["torch", "triton", "vllm-needs", "vllm", "transformers", "plugins"]
     assert len({component["key"] for component in components.values()}) == len(components)
 
 

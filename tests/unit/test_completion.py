@@ -49,7 +49,7 @@ def test_commands_and_options_complete(project_copy: Path) -> None:
     "command", ["image", "plan", "build", "lock", "fetch", "advisories", "doctor", "verify", "repro"]
 )
 def test_stacks_complete(project_copy: Path, command: str) -> None:
-    assert offered(project_copy, command, "d") == ["plain,dsv4-mhc"]
+    assert offered(project_copy, command, "d") == ["plain,dsv4-mhc", "plain,dsv4-mhc-upstream"]
     assert {"plain,cpu", "plain,dsv4-mhc"} <= set(offered(project_copy, command, ""))
 
 
@@ -104,7 +104,7 @@ def test_the_other_shells_protocols_say_the_same(project_copy: Path) -> None:
     zsh = kiln(project_copy, COMP_WORDS="kiln image d", COMP_CWORD="2", _KILN_COMPLETE="zsh_complete")
     assert zsh.split("\n")[:2] == ["plain", "dsv4-mhc"]
     fish = kiln(project_copy, COMP_WORDS="kiln image d", COMP_CWORD="d", _KILN_COMPLETE="fish_complete")
-    assert fish.startswith("plain,dsv4-mhc")
+    assert fish.split("\n")[:2] == ["plain,dsv4-mhc", "plain,dsv4-mhc-upstream"]
 
 
 def test_bash_completes_with_the_script_that_is_printed(project_copy: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_bash_completes_with_the_script_that_is_printed(project_copy: Path, tmp_
     )
     registered, *found = done.stdout.splitlines()
     assert registered.endswith("-F _kiln_completion kiln")
-    assert found == ["dsv4-mhc"]
+    assert found == ["dsv4-mhc", "dsv4-mhc-upstream"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ engine would), and found, with the commands that need it and a fix. Faked is onl
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import socketserver
 import stat
 import tempfile
@@ -151,25 +151,6 @@ def test_another_python_cannot_lock_a_stack_that_pip_locks(project: Path, tmp_pa
     assert "PYTHON=python3.99" in lack.fix
 
 
-@pytest.mark.parametrize(
-    ("free", "status"), [(500_000_000, "missing"), (5_000_000_000, "warning"), (90_000_000_000, "ok")]
-)
-def test_room_is_looked_at_where_the_state_will_lie(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, status: str
-) -> None:
-    seen: list[Path] = []
-
-    def usage(path: Path) -> Any:
-        seen.append(path)
-        return shutil._ntuple_diskusage(free * 2, free, free)  # type: ignore[attr-defined]
-
-    monkeypatch.setattr(kiln.doctorhost.shutil, "disk_usage", usage)
-    one = finding(examine(question(project, tmp_path, "cpu")), "disk (state)")
-    assert one.status == status
-    assert seen == [tmp_path]
-    assert bool(one.fix) == (status != "ok")
-
-
 def test_a_state_folder_of_another_user_is_named(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,8 +198,9 @@ def machine(root: Path, *, flags: str = "avx2", kb: int = 99_000_000, version: i
     (root / "proc" / "filesystems").write_text("nodev\toverlay\n")
     if version:
         (root / "dev" / "dri").mkdir(parents=True)
-        (root / "dev" / "kfd").touch()
-        (root / "dev" / "dri" / "renderD128").touch()
+        for name in ("kfd", "dri/renderD128"):
+            (root / "dev" / name).touch()
+            (root / "dev" / name).chmod(0o660)
         node = root / NODES / "1"
         node.mkdir(parents=True)
         (node / "properties").write_text(GPU.format(version=version))
@@ -244,10 +226,40 @@ def test_little_memory_is_a_warning(project: Path, tmp_path: Path) -> None:
 
 def test_a_gpu_that_fits_is_ready_and_its_groups_are_said(project: Path, tmp_path: Path) -> None:
     root = machine(tmp_path / "root", version=90402)
-    one = finding(examine(question(project, tmp_path, "dsv4-mhc", root=root)), "gpu")
-    assert one.status == "ok"
-    assert "1 of gfx942" in one.found
-    assert "groups" in one.found
+    found = examine(question(project, tmp_path, "dsv4-mhc", root=root))
+    one = finding(found, "gpu")
+    assert (one.status, one.found) == ("ok", "1 of gfx942")
+    groups = finding(found, "gpu groups")
+    assert groups.status == "ok"
+    assert "in none of them" in groups.means
+
+
+def test_a_device_file_that_its_group_may_not_open_is_named_with_the_fix(project: Path, tmp_path: Path) -> None:
+    root = machine(tmp_path / "root", version=90402)
+    (root / "dev" / "dri" / "renderD128").chmod(0o400)
+    lack = finding(examine(question(project, tmp_path, "dsv4-mhc", root=root)), "gpu groups")
+    assert lack.status == "missing"
+    assert "/dev/dri/renderD128" in lack.found
+    assert "/dev/kfd" not in lack.found
+    assert "chmod 660 /dev/dri/renderD128" in lack.fix
+    assert needs(lack) == {"verify-ops", "verify-generate"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "opens"),
+    [
+        (0, 0, 0o600, True),
+        (0, 109, 0o060, False),  # the owner's bits count, not the group's
+        (1000, 109, 0o660, True),
+        (1000, 110, 0o660, False),
+        (1000, 110, 0o666, True),
+        (1000, 109, 0o640, False),
+        (65534, 65534, 0o600, False),
+    ],
+)
+def test_a_container_of_kilns_opens_what_its_groups_let_it_open(owner: int, group: int, mode: int, opens: bool) -> None:
+    of = os.stat_result((stat.S_IFCHR | mode, 0, 0, 1, owner, group, 0, 0, 0, 0))
+    assert kiln.doctorhost._opens(of, (109,)) is opens
 
 
 @pytest.mark.parametrize(("version", "word"), [(0, "this machine has none"), (90010, "is gfx90a")])

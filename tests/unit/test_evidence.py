@@ -296,6 +296,54 @@ def test_the_plugin_names_whose_kernels_a_model_has(path: str, setting: str, agr
     assert agrees or f"the plugin says path={path}, not {setting}'s" in outcome.summary
 
 
+SAYS = "kiln-mhc: path={} requested=default env=X:unset platform=rocm vllm=0.28.0"
+TWO = [
+    "(EngineCore pid=29) INFO Initializing a V1 LLM engine with config: tensor_parallel_size=2",
+    *(f"(Worker_TP{rank} pid={41 + rank}) {IMPORT}" for rank in (0, 1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "environment", "status", "says"),
+    [
+        (
+            [f"(Worker_TP{rank} pid={41 + rank}) {SAYS.format('aiter-unfused')}" for rank in (0, 1)],
+            {},
+            "pass",
+            "calls it",
+        ),
+        # The target's model and the one that drafts tokens: a line each.
+        (
+            [f"(Worker_TP{rank} pid={41 + rank}) {SAYS.format('aiter-unfused')}" for rank in (0, 1, 0, 1)],
+            {},
+            "pass",
+            "calls it aiter-unfused",
+        ),
+        ([f"(Worker_TP0 pid=41) {SAYS.format('aiter-unfused')}"], {}, "fail", "Worker_TP1 pid=42: no line `kiln-mhc"),
+        ([], {}, "fail", "Worker_TP0 pid=41, Worker_TP1 pid=42"),
+        (
+            [f"(Worker_TP{rank} pid={41 + rank}) {SAYS.format('aiter-fused')}" for rank in (0, 1)],
+            {},
+            "fail",
+            "path=aiter-fused, not aiter-unfused",
+        ),
+        ([SAYS.format("aiter-unfused")] * 2, {}, "error", "cannot be told apart"),
+        ([], {"VLLM_LOGGING_LEVEL": "ERROR"}, "error", "VLLM_LOGGING_LEVEL=ERROR"),
+        ([], {"VLLM_CONFIGURE_LOGGING": "0"}, "error", "VLLM_CONFIGURE_LOGGING=0"),
+    ],
+    ids=["both", "twice", "one did not load it", "none", "another path", "nameless", "silenced", "not configured"],
+)
+def test_where_the_switch_is_the_plugins_it_must_have_spoken_in_every_worker(
+    lines: list[str], environment: dict[str, str], status: str, says: str
+) -> None:
+    evidence = read_evidence([*TWO, *lines], environment, tilelang_cache="empty")
+    outcome = judge_path(evidence, "aiter", named="aiter-unfused")
+    assert outcome.status == status, outcome.summary
+    assert says in outcome.summary
+    # Without that demand its lines may be missing, and a path of AITER's kernels is one.
+    assert judge_path(evidence, "aiter").status == "pass"
+
+
 def test_names_come_from_the_line_before_only() -> None:
     header = "[aiter INFO] 2026-06-02 10:01:00.123 - VllmWorker-0:57 - /a/core.py:581 - get_module_custom_op"
     assert [(piece.name, piece.pid) for piece in pieces([header, "one", "two"])] == [

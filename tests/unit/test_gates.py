@@ -46,11 +46,18 @@ def recorded(name: str) -> dict[str, Any]:
 # image.toml
 
 
-@pytest.mark.parametrize(("stack", "image"), [("cpu", "cpu-serving"), ("dsv4-mhc", "rocm-serving")])
+@pytest.mark.parametrize(
+    ("stack", "image"),
+    [
+        ("cpu", "cpu-serving"),
+        ("dsv4-mhc", "rocm-serving"),
+        ("dsv4-mhc-upstream", "rocm-upstream-serving"),
+    ],
+)
 def test_the_images_own_gates_are_sound(real: Workspace, stack: str, image: str) -> None:
     gates = read_image(real, read_pins(real, stack), image).gates
     assert gates is not None
-    if image == "rocm-serving":
+    if image != "cpu-serving":
         assert (gates.accuracy.task, gates.accuracy.bound, gates.accuracy.few_shot) == ("gsm8k", 0.94, 20)
         assert gates.accuracy.concurrent >= 64
         assert [cell.name for cell in gates.sweep.cells] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -673,3 +674,39 @@ def test_files_of_a_commit(upstream: Upstream, cache: GitCache) -> None:
         assert cache.file_at(URL, commit, path) is None
     with pytest.raises(SourceError, match="has no commit"):
         cache.file_at(URL, FAR, "f")
+
+
+# what an upstream has now
+
+
+def test_all_tags_with_the_commits_that_they_name(upstream: Upstream, cache: GitCache) -> None:
+    first = upstream.commit({"a": "1"})
+    upstream.git("tag", "v1")
+    second = upstream.commit({"a": "2"})
+    upstream.git("tag", "-a", "-m", "x", "v2")
+    assert cache.tags(URL) == {"v1": first, "v2": second}
+
+
+def test_a_commit_is_offered_whatever_the_cache_holds(upstream: Upstream, cache: GitCache) -> None:
+    first, second = upstream.commit({"a": "1"}), upstream.commit({"a": "2"})
+    assert cache.offers(URL, first) is True
+    assert cache.offers(URL, second) is True
+    assert cache.offers(URL, FAR) is False
+    assert cache.resolve(URL, first) == first
+    shutil.rmtree(upstream.folder)
+    Upstream(upstream.folder).commit({"b": "begun anew"})
+    assert cache.resolve(URL, first) == first, "the cache has it"
+    assert cache.offers(URL, first) is False
+
+
+def test_whether_a_commit_is_offered_is_an_error_where_nobody_answers(cache: GitCache) -> None:
+    with pytest.raises(UpstreamError):
+        cache.offers(URL, FAR)
+
+
+def test_histories_of_two_commits_lie_in_one_repository(upstream: Upstream, cache: GitCache) -> None:
+    first, second = upstream.commit({"a": "1"}), upstream.commit({"a": "2"}, "the second")
+    history = cache.history_of(URL, first, second)
+    assert history.text("log", "--format=%s", f"{first}..{second}") == "the second"
+    with pytest.raises(SourceError, match=FAR):
+        cache.history_of(URL, first, FAR)

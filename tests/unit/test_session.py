@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,28 @@ def test_a_known_bad_tag_that_is_allowed_is_asked_for(session: Session) -> None:
     with pytest.raises(UnresolvedError) as caught:
         build_stack(session, "dsv4-mhc", Choice(("aiter=v0.1.13.post1",), ("aiter-mhc-race",)))
     assert "aiter@v0.1.13.post1" in caught.value.why
+
+
+def test_a_stack_that_pins_the_plugin_has_the_switch(session: Session) -> None:
+    """Without it the advisory that asks for the switch refuses upstream's release."""
+    pins = session.pins("dsv4-mhc-upstream", Choice())
+    (warned,) = session.findings(pins, None, ())
+    assert (warned.advisory.id, warned.effect, warned.decided_by) == ("tilelang-plugin-gfx942", "warn", "table")
+    without = replace(pins, components=tuple(item for item in pins.components if not item.sources))
+    (refused,) = session.findings(without, None, ())
+    assert (refused.advisory.id, refused.effect) == ("vllm-no-mhc-switch", "refuse")
+
+
+def test_the_plugins_opt_in_is_unsafe_on_gfx942_alone(session: Session) -> None:
+    pins = session.pins("dsv4-mhc-upstream", Choice())
+    assert set(session.unsafe_on(("gfx942",), pins, None, ())) == {"tilelang"}
+    assert session.unsafe_on(("gfx950",), pins, None, ()) == {}
+
+
+@pytest.mark.parametrize(("tag", "id_"), [("v0.1.13.post1", "aiter-mhc-race"), ("v0.1.15.post3", "aiter-mhc-rocm723")])
+def test_upstreams_release_refuses_an_aiter_that_is_known_to_be_bad(session: Session, tag: str, id_: str) -> None:
+    with pytest.raises(AdvisoryError, match=id_):
+        session.ready("dsv4-mhc-upstream", Choice((f"aiter={tag}",)))
 
 
 def test_an_advisory_that_nobody_wrote_cannot_be_allowed(session: Session) -> None:
@@ -111,7 +134,7 @@ def test_rendering_a_choice_into_images_is_refused(project_copy: Path, capsys: p
 def test_the_audit_of_the_real_stacks_finds_nothing_mutable(
     project_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for stack in ("cpu", "dsv4-mhc"):
+    for stack in ("cpu", "dsv4-mhc", "dsv4-mhc-upstream"):
         assert run(["--root", str(project_copy), "pins", "audit", stack]) == 0
         assert ", 0 mutable, " in capsys.readouterr().out
 

@@ -17,9 +17,11 @@ from packaging.tags import Tag, parse_tag
 
 import kiln.uv
 from kiln.errors import ResolveError
+from kiln.lockentries import Wheel
 from kiln.pins import Pins, read_pins
+from kiln.pinscheck import _GONE, _OFFLINE
 from kiln.process import Finished
-from kiln.uv import _as_pip_is_configured, _best_wheel, install_locked, resolve_for, wheel_tags
+from kiln.uv import _as_pip_is_configured, _best_wheel, install_locked, offered_files, resolve_for, wheel_tags
 from kiln.workspace import Workspace
 
 
@@ -325,6 +327,15 @@ def test_what_uv_is_asked(pins: Pins, asked: list[dict[str, Any]]) -> None:
     assert call["env"] == {"SSL_CERT_FILE": "/ca.pem"}
 
 
+def test_what_uv_is_asked_of_exact_versions(pins: Pins, asked: list[dict[str, Any]]) -> None:
+    wheel = Wheel("", "toy-app", "1.0", PURE, "1" * 64, 3)
+    assert offered_files(pins, [wheel], TWO) == {"toy-app": {PURE: "1" * 64}}
+    (call,) = asked
+    assert call["files"]["wanted.in"] == "toy-app==1.0\n"
+    # What an earlier question was answered is no answer to this one.
+    assert {"--no-deps", "--no-cache", f"--index={TWO}"} <= set(call["argv"])
+
+
 def test_without_a_time_the_newest_is_taken(pins: Pins, asked: list[dict[str, Any]]) -> None:
     resolve_for(pins, ["toy-app"])
     assert not [word for word in asked[0]["argv"] if "exclude-newer" in word]
@@ -402,6 +413,17 @@ def test_constraints_hold(pins: Pins, links: Path) -> None:
     assert resolve_for(pins, ["helper"], constraints=["helper==1.0"])["helper"].version == "1.0"
     with pytest.raises(ResolveError):
         resolve_for(pins, ["helper==2.0"], constraints=["helper==1.0"])
+
+
+def test_what_an_index_has_of_a_version_is_said_and_a_version_that_is_gone_is_an_error(pins: Pins, links: Path) -> None:
+    sha256 = make_wheel(links, "helper", "1.0", "nobody-has-this")
+    there = Wheel("", "helper", "1.0", "helper-1.0-py3-none-any.whl", sha256, 1)
+    assert offered_files(pins, [there]) == {"helper": {there.file: sha256}}
+    with pytest.raises(ResolveError) as caught:
+        offered_files(pins, [there, Wheel("", "gone", "1.0", "gone-1.0-py3-none-any.whl", sha256, 1)])
+    # By these words kiln tells a version that is gone from an index that did not answer.
+    assert _GONE in caught.value.why
+    assert _OFFLINE not in caught.value.why
 
 
 def test_nothing_but_what_is_absent_resolves_to_nothing(pins: Pins, links: Path) -> None:

@@ -89,6 +89,31 @@ def test_on_rocm_the_log_is_judged_worker_by_worker(setting: Setting, environmen
     assert outcome.summary.endswith("it died") == (status != "pass")
 
 
+@pytest.mark.parametrize(
+    ("default", "opt_in"),
+    [("aiter-unfused", "tilelang-fused"), ("aiter-fused", "tilelang-fused")],
+    ids=["0.28", "0.29"],
+)
+def test_a_path_that_says_whose_kernels_is_judged_by_those_and_by_the_plugins_word(default: str, opt_in: str) -> None:
+    start = "(EngineCore pid=29) INFO config: tensor_parallel_size=1"
+    proofs = {
+        default: "[aiter] import [module_mhc] under /usr/local/lib/python3.12/dist-packages/aiter/jit/module_mhc.so",
+        opt_in: "TileLang begins to compile kernel `mhc_fused_tilelang` with `out_idx=None`",
+    }
+
+    def seen(wanted: str, ran: str, said: str) -> str:
+        lines = [proofs[ran], *([f"kiln-mhc: path={said} requested=default"] if said else [])]
+        log = "\n".join([start, *(f"(EngineCore pid=29) {line}" for line in lines)])
+        return rocm_path(served(setting=Setting("any", "", (), wanted), log=log), {}).status
+
+    for path_, other in ((default, opt_in), (opt_in, default)):
+        assert seen(path_, path_, path_) == "pass"
+        assert seen(path_, other, other) == "fail"
+        # It obeyed, and the plugin did not load: nothing shows that the switch is there.
+        assert seen(path_, path_, "") == "fail"
+        assert seen(path_, path_, other) == "fail"
+
+
 def test_on_rocm_what_hides_the_log_is_looked_for_in_the_image_and_the_setting(
     subject: Subject, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,3 +176,9 @@ def test_pins_that_contradict_each_other_are_told_in_pips_words(
 def test_another_python_may_not_resolve(toy_pins: Pins) -> None:
     with pytest.raises(HostError, match=r"needs Python 2\.7"):
         resolve(replace(toy_pins, python="2.7"), ["toy-app"])
+
+
+def test_without_dependencies_any_python_may_ask(toy_pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip = Pip('{"install": []}')
+    monkeypatch.setattr(kiln.wheels, "run", pip.run)
+    assert resolve(replace(toy_pins, python="2.7"), ["toy-app", "--no-deps"]) == {}

@@ -17,6 +17,7 @@ from kiln.verify.render.common import (
 )
 from kiln.verify.render.evidence import evidence_html, log, proofs
 from kiln.verify.render.markup import Html, join, tag
+from kiln.verify.render.shape import CELLS
 from kiln.verify.render.style import style_sheet
 
 # The browser itself is to refuse whatever a hostile log line might still ask it for.
@@ -28,6 +29,8 @@ LEVELS = {
     "generate": "Served, and asked questions with known answers",
     "gates": "Served for hours: how often it is right, and how fast it is",
 }
+# What only a merged report has stands before them.
+MERGED = {CELLS: "Cells: what each machine and setting came to"}
 
 
 def html(report: Report, *, others: Sequence[Report] = ()) -> str:
@@ -186,7 +189,7 @@ def _levels(report: Report, name: str, heading: str) -> Iterator[Html]:
     for level in sorted({check["level"] for _, check in numbered}, key=_rank):
         inside = [(number, check) for number, check in numbered if check["level"] == level]
         good = sum(check["status"] == "pass" for _, check in inside)
-        said = LEVELS.get(level, "")
+        said = {**MERGED, **LEVELS}.get(level, "")
         yield tag(heading, f"{level} ", tag("span", f"{good} of {len(inside)} passed", class_="muted"))
         if said:
             yield tag("p", f"{said}.", class_="muted")
@@ -227,7 +230,7 @@ def _badge(status: str, word: str = "") -> Html:
 
 def _rank(level: str) -> tuple[int, str]:
     """Known levels in their order, then any other by name."""
-    known = list(LEVELS)
+    known = [*MERGED, *LEVELS]
     return (known.index(level) if level in known else len(known), level)
 
 

@@ -17,6 +17,8 @@ from kiln.errors import ReportInvalidError
 from kiln.verify.render.common import SIGNS
 
 MOST = 50
+# In a merged report (kiln.verify.merge) every cell is a check of this level too, so that every form shows it and every count has it.
+CELL, CELLS = "cell.", "cells"
 # Far beyond any report (one with all its logs has some hundred kilobytes), and little enough for any machine to look at.
 LARGEST, DEEPEST = 8 << 20, 100
 _SPELLED = reprlib.Repr()
@@ -76,6 +78,11 @@ def _within(report: Mapping[str, Any]) -> Iterator[str]:
     """What the shape cannot say: counts, names, times and labels fit each other."""
     yield from _checks(report["checks"], report["summary"])
     yield from _timing(report["timing"], {check["id"] for check in report["checks"]})
+    shown = {check["id"]: check["status"] for check in report["checks"] if check["id"].startswith(CELL)}
+    listed = {f"{CELL}{name}": cell["status"] for name, cell in report.get("cells", {}).items()}
+    for name in sorted(shown.keys() | listed.keys()):
+        if shown.get(name) != listed.get(name):
+            yield f"report.cells: {_shown(name)} is {listed.get(name, 'not there')}, and {shown.get(name, 'not there')} among the checks"
     for check in report["checks"]:
         said = check["evidence"].get("labels")
         locked = said.get("io.kiln.lock.sha256") if isinstance(said, Mapping) else None

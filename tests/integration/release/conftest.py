@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import random
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +22,26 @@ import pytest
 from kiln.console import Console
 from kiln.cosign import Cosign
 from kiln.engine import PrivateEngine
+from kiln.errors import KilnError
 from kiln.host import ensure_cosign
 from kiln.registryclient import Repository
 from kiln.releases import read_releases
+from kiln.store import Store
 from kiln.workspace import Workspace
 from tests.integration.conftest import REPOSITORY, Project, Ran, model_folder
 from tests.integration.registry import Registry, registry_in
+
+FULL = bool(os.environ.get("FULL"))
+# Which moments and how full a disk is decided by chance; the same again with SEED=….
+SEED = os.environ.get("SEED") or str(random.randrange(10**6))  # noqa: S311
+# What was broken, and how often: told at the end.
+tried: Counter[str] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if tried:
+        told = ", ".join(f"{what} {times}" for what, times in tried.items())
+        terminalreporter.write_line(f"{sum(tried.values())} faults, SEED={SEED}: {told}")
 
 
 @dataclass(frozen=True)
@@ -36,12 +56,12 @@ class Home:
     digest: str
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cosign() -> Cosign:
     return Cosign(ensure_cosign(REPOSITORY / ".kiln", Console(quiet=True)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def home(base_project: Project, cosign: Cosign, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Built, verified, published: what the tests then copy."""
     folder = tmp_path_factory.mktemp("published")
@@ -102,18 +122,26 @@ def machine(publisher: Project) -> Iterator[Project]:
     # The sockets below it must stay short.
     state = Path(tempfile.mkdtemp(prefix="kiln-"))
     shutil.rmtree(publisher.state)
-    project = Project(publisher.root, state, PrivateEngine(state).host)
-    # The program is shared: it is no part of what is tested here.
+    with engine_in(publisher.root, state) as project:
+        yield project
+    (state / "tools").unlink(missing_ok=True)
+    shutil.rmtree(state)
+
+
+@contextmanager
+def engine_in(root: Path, state: Path) -> Iterator[Project]:
+    """A project with an engine of its own in ``state``."""
+    state.mkdir(exist_ok=True)
+    # The programs are shared: they are no part of what is tested here.
     if (tools := REPOSITORY / ".kiln" / "tools").is_dir():
         (state / "tools").symlink_to(tools)
+    project = Project(root, state, PrivateEngine(state).host)
     started = project.kiln("engine", "up")
     assert started.code == 0, started.err
     try:
         yield project
     finally:
         assert project.kiln("engine", "down").code == 0
-        (state / "tools").unlink(missing_ok=True)
-        shutil.rmtree(state)
 
 
 def repository(registry: Registry) -> Repository:
@@ -125,3 +153,29 @@ def no_image(machine: Project) -> bool:
         ["docker", "image", "ls", "--quiet"], env=machine.environment, capture_output=True, text=True, check=True
     )
     return not listed.stdout.strip()
+
+
+def sound(store: Store, *, scratch: bool = False) -> None:
+    """Every blob of the store has the bytes that it is named after, and nothing else lies there (``scratch``: but what a killed run left aside)."""
+    for path in (store.folder / "sha256").rglob("*"):
+        if path.is_file():
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+    assert scratch or not list(store.folder.glob("tmp-*"))
+
+
+def attempt(work: partial[object]) -> KilnError | None:
+    try:
+        work()
+    except KilnError as error:
+        return error
+    return None
+
+
+def whole_or_nameless(registry: Registry, home: Home) -> None:
+    """Nothing wrong lies in the registry, and a tag that people pull is there only with all that belongs to it."""
+    for path in (registry.folder / "docker/registry/v2/blobs/sha256").glob("*/*/data"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.parent.name
+    names = set(repository(registry).tags())
+    if names & {"latest", home.tag}:
+        assert {f"{home.digest.replace(':', '-')}.{suffix}" for suffix in ("sig", "att")} <= names
+        assert repository(registry).digest_of(home.tag) in (None, home.digest)

@@ -14,6 +14,8 @@ from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, get_args
 
+from tests.integration.served import running
+
 Fault = Literal[
     "429", "500", "502", "reset", "stall", "truncated", "wrong-bytes", "wrong-digest-header", "expired-token"
 ]
@@ -117,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "wrong-digest-header":
             sent["Docker-Content-Digest"] = "sha256:" + "0" * 64
         if fault == "wrong-bytes" and data:
-            data = bytes([data[0] ^ 0xFF]) + data[1:]
+            middle = len(data) // 2
+            data = data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
         self._send(answer.status, sent, data, cut=fault == "truncated")
 
     def _headers(self, answer: HTTPResponse) -> dict[str, str]:
@@ -145,8 +148,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
     def handle_error(self, *_: object) -> None:
         """A client that hangs up is what many of these faults make it do."""
 
@@ -155,13 +156,5 @@ class _Server(ThreadingHTTPServer):
 def proxy_of(target: str) -> Iterator[Proxy]:
     """A proxy in front of ``target`` (host:port), on a free port of loopback."""
     made = Proxy(target)
-    server = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"proxy": made}))
-    made.host = f"127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(_Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"proxy": made}))) as made.host:
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

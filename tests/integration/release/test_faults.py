@@ -1,4 +1,4 @@
-"""What breaks on the way, on every way: {busy, failing, cut off, silent, short, wrong} x {wheel, package, base image, blob, manifest, referrer, tag, pull}.
+"""What breaks on the way, on every way: {busy, failing, cut off, silent, short, wrong} x {wheel, package, git source, base image, blob, manifest, referrer, tag, pull}.
 
 Whatever breaks, Kiln ends with an exit code of its own or goes on; the store holds what its names say; no tag is on a digest of which something is missing; and the
 next run, with nothing broken, completes. A sample runs in CI, all of it with FULL=1 (``make faults FULL=1``).
@@ -6,35 +6,38 @@ next run, with nothing broken, completes. A sample runs in CI, all of it with FU
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import tarfile
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from kiln.baseimage import ensure_base
+from kiln.config import Config
 from kiln.console import Console
 from kiln.engine import PrivateEngine, probe
-from kiln.errors import KilnError
-from kiln.fetch import fetch
-from kiln.lockentries import BaseImage, Deb
+from kiln.fetch import fetch, fetch_sources, source_key
+from kiln.git import GitCache
+from kiln.lockentries import BaseImage, Git
 from kiln.lockfile import Lock
 from kiln.pins import read_pins
 from kiln.store import Store
 from kiln.workspace import Workspace
 from tests.integration.conftest import Project
 from tests.integration.registry import Registry
-from tests.integration.release.conftest import Home, publish, repository
+from tests.integration.release.conftest import FULL, Home, attempt, publish, repository, sound, tried, whole_or_nameless
+from tests.integration.release.gitserver import git, git_server, make_upstream
 from tests.integration.release.proxy import FAULTS, Fault, Proxy, proxy_of
+from tests.integration.served import lay_archive, lay_index, served
 
 pytestmark = pytest.mark.engine
-FULL = bool(os.environ.get("FULL"))
+UPSTREAM = "https://upstream.invalid"
+# git asks a server what it has, and then for a pack. An HTTP header with a digest it does not know: what comes is named by what it is.
+SOURCES = {"git refs": r"GET .*/info/refs", "git pack": r"POST .*/git-upload-pack"}
 # One cell of every row and of every column, and those that were hardest.
 SAMPLE = {
     ("wheel", "wrong-bytes"),
@@ -42,6 +45,9 @@ SAMPLE = {
     ("package", "reset"),
     ("package", "502"),
     ("base image", "wrong-digest-header"),
+    ("git refs", "expired-token"),
+    ("git pack", "truncated"),
+    ("git pack", "wrong-bytes"),
     ("blob", "429"),
     ("manifest", "500"),
     ("referrer", "reset"),
@@ -52,45 +58,18 @@ SAMPLE = {
 
 
 def cells(*operations: str) -> list[tuple[str, Fault]]:
-    return [(one, fault) for one in operations for fault in FAULTS if FULL or (one, fault) in SAMPLE]
+    """The cells of some rows that are to be tried."""
+    return [
+        (one, fault)
+        for one in operations
+        for fault in FAULTS
+        if (FULL or (one, fault) in SAMPLE) and not (one in SOURCES and fault == "wrong-digest-header")
+    ]
 
 
-def sound(store: Store, *, scratch: bool = False) -> None:
-    """Every blob of the store has the bytes that it is named after, and nothing else lies there (``scratch``: but what a killed run left aside)."""
-    for path in (store.folder / "sha256").rglob("*"):
-        if path.is_file():
-            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
-    assert scratch or not list(store.folder.glob("tmp-*"))
-
-
-def attempt(work: partial[object]) -> KilnError | None:
-    try:
-        work()
-    except KilnError as error:
-        return error
-    return None
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """A folder over HTTP; its host."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+@pytest.fixture(autouse=True)
+def counted(operation: str) -> None:
+    tried[operation] += 1
 
 
 @pytest.mark.parametrize(("operation", "fault"), cells("wheel"))
@@ -100,13 +79,9 @@ def test_a_wheel(
     workspace = Workspace(base_project.root, base_project.state)
     pins, lock = read_pins(workspace, "toy"), base_project.lock
     wheels = lock.wheels_of("small")
-    for wheel in wheels:
-        page = tmp_path / "index" / "simple" / wheel.name
-        page.mkdir(parents=True)
-        shutil.copy(base_project.blob(wheel.sha256), page / wheel.file)
-        (page / "index.html").write_text(f'<a href="{wheel.file}#sha256={wheel.sha256}">{wheel.file}</a>')
+    index = lay_index(tmp_path / "index", base_project, wheels)
     store = Store(tmp_path / "store")
-    with served(tmp_path / "index") as host, proxy_of(host) as proxy:
+    with served(index) as host, proxy_of(host) as proxy:
         monkeypatch.setenv("PIP_INDEX_URL", f"http://{proxy.host}/simple")
         monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
         monkeypatch.setenv("PIP_TIMEOUT", "2")
@@ -130,17 +105,13 @@ def test_a_package(
     workspace = Workspace(base_project.root, base_project.state)
     pins, lock = read_pins(workspace, "toy"), base_project.lock
     deb = min((one for one in lock.debs if one.architecture == "all"), key=lambda one: one.size)
-    pool = tmp_path / "archive"
-    pool.mkdir()
-    shutil.copy(base_project.blob(deb.sha256), pool / "one.deb")
-    write_packages(pool, deb)
+    said = lay_archive(tmp_path / "archive", base_project, [deb])
     store = Store(tmp_path / "store")
-    with served(pool) as host, proxy_of(host) as proxy:
+    with served(tmp_path / "archive") as host, proxy_of(host) as proxy:
         sources = tmp_path / "sources"
-        sources.write_text(f"Types: deb\nURIs: http://{proxy.host}/\nSuites: ./\nTrusted: yes\n")
+        sources.write_text(said.format(host=proxy.host))
         monkeypatch.setenv("KILN_APT_SOURCES", str(sources))
-        monkeypatch.setattr("kiln.fetch.sources_for", lambda *_: sources.read_text())
-        rule = proxy.break_next(r"GET .*one\.deb$", fault, times=2)
+        rule = proxy.break_next(r"GET .*\.deb$", fault, times=2)
         work = partial(fetch, pins, Lock("toy", "", (deb,), ()), store, tmp_path / "apt", Console(quiet=True))
         attempt(work)
         assert rule.hits >= 1, operation
@@ -152,23 +123,59 @@ def test_a_package(
     assert store.path(deb.sha256).is_file()
 
 
-def write_packages(pool: Path, deb: Deb) -> None:
-    fields = {
-        "Package": deb.name,
-        "Version": deb.version,
-        "Architecture": deb.architecture,
-        "Filename": "./one.deb",
-        "Size": str(deb.size),
-        "SHA256": deb.sha256,
-        "Maintainer": "nobody",
-        "Description": "one",
-    }
-    (pool / "Packages").write_text("".join(f"{key}: {value}\n" for key, value in fields.items()) + "\n")
-    packages = (pool / "Packages").read_bytes()
-    digest = hashlib.sha256(packages).hexdigest()
-    (pool / "Release").write_text(
-        f"Suite: stable\nDate: Sun, 01 Nov 2026 00:00:00 UTC\nSHA256:\n {digest} {len(packages)} Packages\n"
-    )
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Git]:
+    """A folder of repositories, and what a lock says of the one with a submodule, whose commit is on no tag and no branch's tip."""
+    folder = tmp_path_factory.mktemp("upstream")
+    commit, module = make_upstream(folder)
+    with git_server(folder) as host:
+        cache = GitCache(folder / "cache", Config((("https://upstream.invalid/", f"http://{host}/"),)))
+        links = cache.submodules(f"{UPSTREAM}/source", commit)
+        assert [link.commit for link in links] == [module]
+        return folder, Git("app", f"{UPSTREAM}/source", "main", commit, cache.tree(f"{UPSTREAM}/source", commit), links)
+
+
+@pytest.mark.parametrize(("operation", "fault"), cells(*SOURCES))
+def test_a_git_source(
+    upstream: tuple[Path, Git], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, fault: Fault
+) -> None:
+    folder, source = upstream
+    store, cache, lock = Store(tmp_path / "store"), tmp_path / "git", Lock("toy", "", (), (), gits=(source,))
+    # What a site sets that does not want to wait for five minutes, as the setting of Kiln's own has it.
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "1")
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_LIMIT", "1")
+    with git_server(folder) as host, proxy_of(host) as proxy:
+        config = Config((("https://upstream.invalid/", f"http://{proxy.host}/"),))
+        rule = proxy.break_next(SOURCES[operation], fault, times=2)
+        work = partial(fetch_sources, lock, store, GitCache(cache, config), Console(quiet=True))
+        error = attempt(work)
+        assert rule.hits >= 1, operation
+        # Either it was asked again by itself, or nothing says that it is there.
+        assert (store.made(source_key(source)) is None) == (error is not None)
+        assert error is None or (error.exit_code == 15 and error.why), error
+        # One commit was to be had: a fault is no reason to ask for everything that there is.
+        assert not any(git(one, "branch", "--list") for one in cache.glob("*.git"))
+        right(store, cache)
+        rule.times = 0
+        again = attempt(work)
+        assert again is None, again.why
+    right(store, cache)
+    with tarfile.open(store.path(store.made(source_key(source)) or "")) as tar:
+        assert {"file", "data", "module/file", "module/data"} <= set(tar.getnames())
+        assert tar.extractfile("module/data").read() == shown(folder, source.submodules[0].commit)  # type: ignore[union-attr]
+
+
+def right(store: Store, cache: Path) -> None:
+    """No wrong blob in the store, and no wrong object in a repository: git reads every one and compares it with its name."""
+    sound(store)
+    for one in cache.glob("*.git"):
+        git(one, "fsck", "--full", "--strict")
+
+
+def shown(folder: Path, commit: str) -> bytes:
+    return subprocess.run(
+        ["git", "show", f"{commit}:data"], cwd=folder / "module", capture_output=True, check=True
+    ).stdout
 
 
 PUBLISHED = {
@@ -196,16 +203,6 @@ def test_a_push(publisher: Project, registry: Registry, home: Home, operation: s
     whole_or_nameless(registry, home)
 
 
-def whole_or_nameless(registry: Registry, home: Home) -> None:
-    """Nothing wrong lies in the registry, and a tag that people pull is there only with all that belongs to it."""
-    for path in (registry.folder / "docker/registry/v2/blobs/sha256").glob("*/*/data"):
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.parent.name
-    names = set(repository(registry).tags())
-    if names & {"latest", home.tag}:
-        assert {f"{home.digest.replace(':', '-')}.{suffix}" for suffix in ("sig", "att")} <= names
-        assert repository(registry).digest_of(home.tag) in (None, home.digest)
-
-
 def through(project: Project, proxy: Proxy, registry: Registry) -> None:
     path = project.root / "releases" / "toy.toml"
     path.write_text(path.read_text().replace(registry.host, proxy.host))
@@ -227,9 +224,6 @@ def test_a_pull(machine: Project, registry: Registry, home: Home, operation: str
 
 @pytest.mark.parametrize(("operation", "fault"), cells("base image"))
 def test_a_base_image(machine: Project, registry: Registry, home: Home, operation: str, fault: Fault) -> None:
-    from kiln.baseimage import ensure_base
-    from kiln.config import Config
-
     engine = probe(PrivateEngine(machine.state).host, private=True)
     assert engine is not None
     assert not hasattr(engine, "reason")

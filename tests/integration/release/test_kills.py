@@ -1,30 +1,33 @@
 """Killed (kill -9) at random moments of every stage: nothing wrong is left behind, and the next run completes.
 
-Two moments a stage in CI, twenty with FULL=1 (``make faults FULL=1``). Only Kiln's own process is killed, as a person or the kernel does it: what it had started
+Two moments a stage in CI, twenty with FULL=1 (``make faults FULL=1``), by chance: SEED= repeats them. Only Kiln's own process is killed, as a person or the kernel does it: what it had started
 lives on for a while, and the next run must get along with that.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kiln.canonical import sha256_file
 from kiln.store import Store
 from kiln.workspace import Workspace
 from tests.integration.conftest import IMAGE, Project, model_folder
 from tests.integration.registry import Registry
-from tests.integration.release.conftest import Home, repository
-from tests.integration.release.test_faults import served, sound, whole_or_nameless
+from tests.integration.release.conftest import FULL, SEED, Home, repository, sound, tried, whole_or_nameless
+from tests.integration.served import lay_index, served
 
 pytestmark = pytest.mark.engine
-MOMENTS = 20 if os.environ.get("FULL") else 2
+MOMENTS = 20 if FULL else 2
 
 
 def killed_and_completed(
@@ -43,7 +46,7 @@ def killed_and_completed(
     )
     assert done.returncode == 0, done.stderr
     whole = time.monotonic() - began
-    moments = random.Random(words[0])  # noqa: S311 - the same moments in every run
+    moments = random.Random(f"{SEED} {words[0]}")  # noqa: S311
     for number in range(1, MOMENTS + 1):
         prepare(number)
         process = subprocess.Popen(
@@ -52,6 +55,7 @@ def killed_and_completed(
         time.sleep(moments.uniform(0.1, 1.0) * whole)
         process.kill()
         process.wait()
+        tried[f"kill {words[0]}"] += 1
         look()
         done = subprocess.run(
             project.command(*words), env=environment, capture_output=True, text=True, check=False, timeout=600
@@ -76,11 +80,7 @@ def containers(project: Project) -> list[str]:
 
 def test_fetch(project: Project, tmp_path: Path) -> None:
     wheels = project.lock.wheels_of("small")
-    for wheel in wheels:
-        page = tmp_path / "index" / "simple" / wheel.name
-        page.mkdir(parents=True)
-        shutil.copy(project.blob(wheel.sha256), page / wheel.file)
-        (page / "index.html").write_text(f'<a href="{wheel.file}#sha256={wheel.sha256}">{wheel.file}</a>')
+    index = lay_index(tmp_path / "index", project, wheels)
     store = Store(project.state / "store")
 
     def forget(_: int) -> None:
@@ -91,9 +91,9 @@ def test_fetch(project: Project, tmp_path: Path) -> None:
         # What a killed run was writing lies in a scratch folder, under no blob's name; kiln gc sweeps it up.
         sound(store, scratch=True)
 
-    with served(tmp_path / "index") as host:
-        index = {"PIP_INDEX_URL": f"http://{host}/simple", "PIP_CONFIG_FILE": os.devnull}
-        killed_and_completed(project, ("fetch", "toy"), forget, look, index)
+    with served(index) as host:
+        asked = {"PIP_INDEX_URL": f"http://{host}/simple", "PIP_CONFIG_FILE": os.devnull}
+        killed_and_completed(project, ("fetch", "toy"), forget, look, asked)
     assert all(store.path(wheel.sha256).is_file() for wheel in wheels)
 
 
@@ -144,3 +144,31 @@ def test_pull(machine: Project, registry: Registry, home: Home) -> None:
 
     killed_and_completed(machine, ("pull", "toy"), forget, lambda: None)
     assert containers(machine) == []
+
+
+def test_bundle(base_project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "toy.tar"
+    whole: set[str] = set()
+
+    def forget(_: int) -> None:
+        out.unlink(missing_ok=True)
+
+    def look() -> None:
+        if out.exists():
+            whole.add(sha256_file(out))
+        assert len(whole) <= 1
+
+    killed_and_completed(base_project, ("bundle", "toy", "--out", str(out)), forget, look)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_unbundle(base_project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "toy.tar"
+    assert base_project.kiln("bundle", "toy", "--out", str(out)).code == 0
+    away = replace(base_project, state=tmp_path / "away")
+
+    def forget(_: int) -> None:
+        shutil.rmtree(away.state, ignore_errors=True)
+
+    killed_and_completed(away, ("unbundle", str(out)), forget, lambda: sound(Store(away.state / "store"), scratch=True))
+    assert json.loads(away.kiln("--json", "fetch", "toy").out)["new_files"] == 0

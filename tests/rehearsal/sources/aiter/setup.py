@@ -40,7 +40,7 @@ if FAULT == "uses-the-network":
 
 if not any(Path("3rdparty/composable_kernel").iterdir()):
     raise SystemExit("CK is needed by aiter, please make sure clone by git clone --recursive")
-if installed("flydsl") != "0.1.7":
+if f"flydsl=={installed('flydsl')}" not in Path("requirements.txt").read_text(encoding="utf-8").splitlines():
     raise SystemExit("FlyDSL AOT compilation failed")
 if os.environ.get("PREBUILD_KERNELS") in ("1", "2"):
     try:

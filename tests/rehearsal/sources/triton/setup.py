@@ -1,6 +1,8 @@
 """Stand-in for Triton's setup.py: takes LLVM and the JSON library from where it is told, and will not build without."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 from setuptools import setup
@@ -10,12 +12,12 @@ if os.environ.get("TRITON_OFFLINE_BUILD") != "1" or os.environ.get("TRITON_BUILD
 for variable, file in (("LLVM_SYSPATH", "bin/mlir-opt"), ("JSON_SYSPATH", "include/nlohmann/json.hpp")):
     if not (Path(os.environ[variable]) / file).is_file():
         raise SystemExit(f"{variable} has no {file}")
-fixes = Path("python/triton/fixes.py").read_text(encoding="utf-8")
-if "8991" not in fixes or "9541" not in fixes:
-    raise SystemExit("the two picked fixes are not in this source")
+wants = json.loads(Path("wants.json").read_text(encoding="utf-8"))
+if re.findall(r"FIX_(\d+) = 1", Path("python/triton/fixes.py").read_text(encoding="utf-8")) != wants["fixes"]:
+    raise SystemExit(f"the fixes in this source are not the picked ones: {wants['fixes']}")
 setup(
     name="triton",
-    version="3.6.0",
+    version=wants["version"],
     package_dir={"": "python"},
     packages=["triton", "triton.backends", "triton.backends.amd"],
 )

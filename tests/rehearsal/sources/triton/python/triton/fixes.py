@@ -1,6 +1,6 @@
-FIRST = 0
+FIX_8991 = 0
 
 
 
 
-SECOND = 0
+FIX_9541 = 0
