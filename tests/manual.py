@@ -73,7 +73,7 @@ def said(shown: str, output: str) -> bool:
             pattern += r"(?:.*\n)*?"
         else:
             pattern += _SECONDS.sub("[0-9.]+", re.escape(line.rstrip()).replace("…", ".*")) + r"[ ]*\n"
-    lines = "".join(f"{line.rstrip()}\n" for line in output.rstrip().splitlines())
+    lines = "".join(f"{line.rstrip()}\n" for line in output.strip("\n").rstrip().splitlines())
     return re.fullmatch(pattern, lines) is not None
 
 
