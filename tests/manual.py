@@ -11,7 +11,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 # What a block needs that not every machine has. docs/index.md explains the words; all but the first say why no test runs the block.
 NEEDS = ("image", "engine", "gpu", "network", "registry", "time", "yours")
-LANGUAGES = ("sh", "console", "text", "toml", "json", "yaml")
+LANGUAGES = ("sh", "console", "text", "toml", "json", "yaml", "python")
 COMMANDS = ("sh", "console")
 _FENCE = re.compile(r'```(?P<language>[a-z]*)(?: title="needs: (?P<needs>[a-z ]+)")?$')
 _SECONDS = re.compile(r"[0-9]+\\\.[0-9](?=\\ s)")

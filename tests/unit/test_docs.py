@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,9 +73,17 @@ def test_what_is_called_in_a_block_is_there(block: Block) -> None:
                 assert re.search(known, makefile), f"{block}: make knows no {word}"
 
 
-@pytest.mark.parametrize("block", [one for one in BLOCKS if one.language in ("toml", "json", "yaml")], ids=str)
+READERS: dict[str, Callable[[str], object]] = {
+    "toml": tomllib.loads,
+    "json": json.loads,
+    "yaml": yaml.safe_load,
+    "python": ast.parse,
+}
+
+
+@pytest.mark.parametrize("block", [one for one in BLOCKS if one.language in READERS], ids=str)
 def test_a_document_that_is_shown_can_be_read(block: Block) -> None:
-    {"toml": tomllib.loads, "json": json.loads, "yaml": yaml.safe_load}[block.language](block.text)
+    READERS[block.language](block.text)
 
 
 @pytest.fixture(scope="module")
