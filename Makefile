@@ -93,6 +93,11 @@ pull: tools ## pull the release of STACK that has the pins, once its signature a
 engine-down: tools ## stop the private container engine, if kiln started one
 	@$(KILN) engine down
 
+.PHONY: docs
+docs: ## the manual as a site: .kiln/site/index.html; every warning is an error
+	@PYTHON=$(PYTHON) ci/make-venv .kiln/venv-docs requirements/docs.txt
+	@NO_MKDOCS_2_WARNING=1 .kiln/venv-docs/bin/mkdocs --quiet build --strict
+
 tools: ## make Kiln's tool environment (.kiln/venv) from hash-locked wheels
 	@PYTHON=$(PYTHON) ci/make-venv .kiln/venv requirements/tools.txt
 
