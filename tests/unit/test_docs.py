@@ -177,9 +177,13 @@ def test_no_link_leads_nowhere(page: Path) -> None:
 
 def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# One `two`: three/four\n\n# One\n\n# One\n\n[a](#one-two-threefour) [b](#one-1) [c](page.md) `[d](e)`\n")
+    page.write_text(
+        "# One `two`: three/four\n\n# One\n\n# One\n\n[a](#one-two-threefour) [b](#one-1) [c](page.md) `[d](e)`\n"
+    )
     assert dead(page) == []
-    page.write_text("# One\n\n[a](#two) [b](other.md) ![c](c.png) [d](page.md#one-1) [e](https://nowhere) [f](http://a.example/)\n")
+    page.write_text(
+        "# One\n\n[a](#two) [b](other.md) ![c](c.png) [d](page.md#one-1) [e](https://nowhere) [f](http://a.example/)\n"
+    )
     assert dead(page) == ["#two", "other.md", "c.png", "page.md#one-1", "https://nowhere", "http://a.example/"]
 
 
