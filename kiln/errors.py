@@ -331,6 +331,13 @@ class BumpsFailedError(KilnError):
     exit_code = 82
 
 
+class UnknownLayoutError(KilnError):
+    """The files of a vLLM revision are not laid out as Kiln knows them: a file, an ARG or a line that the pins are read from is missing."""
+
+    exit_code = 83
+    hint = "nothing is guessed: read that file, and write the pins by hand (docs/pins.md), or name another revision (docs/derive.md)"
+
+
 class BuilderLostError(KilnError):
     """A builder did not answer, or went away in the middle of a build, and no other was named that does. Nothing was recorded."""
 

@@ -125,7 +125,7 @@ class Session:
         if self.standin_base:
             return package_status(self.engine, self.standin_base)
         if pull:
-            return package_status(self.engine, ensure_base(self.engine, self.config, image, self.console))
+            return package_status(self.engine, ensure_base(self.engine, self.config, image, self.console, self.store))
         found, _ = find_engine(self.workspace.state)
         if found is None or image_digest(found, base_name(image.digest)) != image.digest:
             raise UpstreamError(
@@ -303,7 +303,7 @@ class Session:
         if builder.name:
             name = f"{self.config.mirrored(image.name)}@{image.digest}"
         else:
-            name = self.standin_base or ensure_base(self.engine, self.config, image, self.console)
+            name = self.standin_base or ensure_base(self.engine, self.config, image, self.console, self.store)
         # BuildKit looks for a context under the reference's short form, in which Docker Hub has no host.
         reference = pins.base.reference.removeprefix("docker.io/")
         exchanged = {"target": {one: {"contexts": {reference: f"docker-image://{name}"}} for one in pins.images[:1]}}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def render(context: Context, stack: str, sets: tuple[str, ...], out: Path | None, check: bool) -> None:
     """Write the Dockerfiles, requirements and bake files of STACK.
 
-    Example: kiln render cpu --out /tmp/rendered
+    Example: kiln render cpu --out rendered
     """
     from kiln.render import check_rendered, write_rendered
     from kiln.session import Choice
