@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from kiln.canonical import digest_of
 from kiln.errors import UsageError
@@ -370,7 +370,7 @@ def _check_names(pins: Pins, problems: Problems) -> None:
 def _requirement(text: str, where: str, problems: Problems) -> Requirement | None:
     try:
         return Requirement(text)
-    except InvalidRequirement as error:
+    except ValueError as error:
         problems.add(where, f"{text!r} is not a requirement: {error}")
         return None
 
@@ -419,7 +419,8 @@ def _archive_url(text: str) -> str | None:
 def _version(text: str) -> str | None:
     try:
         Version(text)
-    except InvalidVersion:
+    # InvalidVersion; and what Python says of a number with more than 4300 digits.
+    except ValueError:
         return f"{text!r} is no version (PEP 440)"
     return None
 

@@ -23,6 +23,7 @@ NAMES = (
     "releases",
     "attestations",
     "index page",
+    "bundle",
     "configuration",
     "vLLM's files",
 )

@@ -28,6 +28,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         "KILN_APT_SOURCES",
         "KILN_CONFIG",
         "KILN_MIRRORS",
+        "KILN_BUILDER",
         "DOCKER_HOST",
         "DOCKER_CONFIG",
     ):
