@@ -7,11 +7,12 @@ do. That the whole is cold is why it takes some fifteen minutes of two cores, an
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,14 +52,10 @@ def readme_commands() -> list[str]:
     return [command for command in commands if command != "make test"]
 
 
-def page_command(page: str, begin: str, **words: str) -> str:
-    """The command of a page of the manual that begins so, with a place of ours for an example's."""
-    lines = [line for block in manual.read_blocks(PROJECT / "docs" / page) for line in block.text.splitlines()]
-    command = next(line for line in lines if line.startswith(begin))
-    for example, ours in words.items():
-        assert example.replace("_", ".") in command
-        command = command.replace(example.replace("_", "."), ours)
-    return command
+def manuals(begin: str) -> str:
+    """The command that begins so, as the page about publishing has it."""
+    blocks = manual.read_blocks(PROJECT / "docs" / "publish.md")
+    return next(line for block in blocks for line in block.text.splitlines() if line.startswith(begin))
 
 
 def asked_for(bare: Machine) -> set[str]:
@@ -66,22 +63,33 @@ def asked_for(bare: Machine) -> set[str]:
     return set(bare.must("apt-mark showmanual").out.split())
 
 
+def namespaces() -> list[Path]:
+    """The mount namespace of every process that is not dead."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/ns/mnt"):
+        with suppress(OSError):
+            found.append(link.readlink())
+    return found
+
+
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Gigabytes: not where pytest keeps the folders of earlier runs. What a killed run left is removed first."""
+    """Gigabytes: not where pytest keeps the folders of earlier runs. One run at a time; what a killed one left is removed first."""
     made = PROJECT / ".kiln" / "newcomer"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
-    yield made
-    shutil.rmtree(made)
+    made.parent.mkdir(exist_ok=True)
+    with made.with_suffix(".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        yield made
+        shutil.rmtree(made)
 
 
 @pytest.fixture(scope="module")
-def log() -> Path:
+def log(folder: Path) -> Path:
     """What the machines' commands said, to be followed while they run. It stays."""
-    path = PROJECT / ".kiln" / "newcomer.log"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("")
+    path = folder.with_suffix(".log")
+    path.write_text("", encoding="utf-8")
     return path
 
 
@@ -106,9 +114,16 @@ def registry(folder: Path) -> Iterator[Registry]:
         yield made
 
 
+def copied(root: Path, name: str) -> Path:
+    """Another root file system, as new."""
+    # Not shutil's copytree: it would read device nodes to their end.
+    subprocess.run(["cp", "--archive", root, root.with_name(name)], check=True, timeout=300)
+    return root.with_name(name)
+
+
 @contextmanager
 def cloned(root: Path, origin: Path, log: Path) -> Iterator[Machine]:
-    """A machine with the clone that the README is read in, and no engine left running at its end."""
+    """A machine with the clone that the README is read in; its engine is stopped at the end."""
     with machine(root, log, {origin: ORIGIN}) as bare:
         bare.must(f"git clone --quiet {ORIGIN} {CLONE}")
         try:
@@ -118,11 +133,9 @@ def cloned(root: Path, origin: Path, log: Path) -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="module")
-def first(root: Path, origin: Path, folder: Path, log: Path) -> Iterator[First]:
+def first(root: Path, origin: Path, log: Path) -> Iterator[First]:
     """The README is followed."""
-    # Not shutil's copytree: it would read device nodes to their end.
-    subprocess.run(["cp", "--archive", root, folder / "first"], check=True, timeout=300)
-    with cloned(folder / "first", origin, log) as bare:
+    with cloned(copied(root, "first"), origin, log) as bare:
         before = asked_for(bare)
         ran = {command: bare.run(command, cwd=CLONE) for command in readme_commands()}
         yield First(bare, ran, before, asked_for(bare))
@@ -133,7 +146,7 @@ def published(first: First, registry: Registry, folder: Path) -> str:
     """The image of the first machine is published as the manual says, with a key that its people have, and the record is pushed. Returns the digest."""
     keys = make_keys(Cosign(ensure_cosign(PROJECT / ".kiln", Console(quiet=True))), folder / "keys")
     shutil.copy(keys / "cosign.key", first.machine.root / CLONE.removeprefix("/"))
-    command = page_command("publish.md", "make publish STACK=cpu", registry_example=registry.host)
+    command = manuals("make publish STACK=cpu").replace("registry.example", registry.host)
     done = first.machine.must(command, cwd=CLONE)
     somebody = "-c user.name=Somebody -c user.email=somebody@example.org"
     first.machine.must(
@@ -145,7 +158,7 @@ def published(first: First, registry: Registry, folder: Path) -> str:
 @pytest.fixture(scope="module")
 def second(published: str, root: Path, origin: Path, log: Path) -> Iterator[Machine]:
     """Another machine, which has the commits."""
-    with cloned(root, origin, log) as bare:
+    with cloned(copied(root, "second"), origin, log) as bare:
         yield bare
 
 
@@ -153,6 +166,23 @@ def digest_in(text: str) -> str:
     """The one digest that a text speaks of, in whichever way."""
     (found,) = {digest.replace("-", ":") for digest in re.findall(r"sha256[:-][0-9a-f]{64}", text)}
     return found
+
+
+def test_nothing_of_a_machine_is_left_when_what_is_done_there_fails(root: Path, log: Path) -> None:
+    place, seen = copied(root, "third"), []
+
+    def fails() -> None:
+        with machine(place, log, {}) as bare:
+            seen.append(Path(f"/proc/{bare.pid}/ns/mnt").readlink())
+            bare.must("mount -t tmpfs tmpfs /media; setsid sleep 1000 >/dev/null 2>&1 &")
+            assert namespaces().count(seen[0]) > 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert seen[0] not in namespaces()
+    assert not place.exists()
+    assert str(place) not in Path("/proc/self/mountinfo").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", readme_commands())
@@ -174,7 +204,7 @@ def test_nothing_is_installed_but_what_is_said(first: First) -> None:
 
 
 def test_another_bare_machine_pulls_the_image_and_runs_it(first: First, second: Machine, published: str) -> None:
-    done = second.must(page_command("publish.md", "make pull STACK=cpu"), cwd=CLONE)
+    done = second.must(manuals("make pull STACK=cpu"), cwd=CLONE)
     assert digest_in(done.out) == published == digest_in(README)
     (line,) = re.findall(r"^run it: +(.+)$", done.out, re.MULTILINE)
     assert "usage: vllm serve" in second.must(line).out
