@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 Effect = Literal["refuse", "warn"]
 DecidedBy = Literal["history", "source", "table", "facts", "unknown"]
@@ -134,7 +134,7 @@ def ref_key(ref: str) -> str:
     bare = ref.strip().lower().removeprefix("refs/tags/")
     try:
         return str(Version(bare))
-    except InvalidVersion:
+    except ValueError:
         return bare
 
 
@@ -197,7 +197,7 @@ class Known:
 def _version(ref: str) -> Version:
     try:
         return Version(ref_key(ref))
-    except InvalidVersion:
+    except ValueError:
         return Version("0.dev0")
 
 

@@ -13,8 +13,10 @@ from kiln.console import Console
 from kiln.containers import connect
 from kiln.engine import Engine, image_digest
 from kiln.errors import UpstreamError
+from kiln.imageparts import held_parts, load
 from kiln.lockentries import BaseImage
 from kiln.process import run
+from kiln.store import Store
 from kiln.torn import docker_pull
 
 STATUS = "/var/lib/dpkg/status"
@@ -26,14 +28,20 @@ def base_name(digest: str) -> str:
     return f"kiln/base:{digest.removeprefix('sha256:')[:16]}"
 
 
-def ensure_base(engine: Engine, config: Config, image: BaseImage, console: Console) -> str:
-    """Make sure that the engine holds the base image by its digest, under the name that is returned. Raises UpstreamError where nobody has it.
+def ensure_base(engine: Engine, config: Config, image: BaseImage, console: Console, store: Store | None = None) -> str:
+    """Make sure that the engine holds the base image by its digest, under the name that is returned: out of the store, where a bundle brought it, or pulled.
+
+    Raises UpstreamError where nobody has it, EngineError where the engine does not take it.
 
     BuildKit takes an image of the engine only by a tag; a reference with a digest it looks for in the registry. The tag is compared with the
     digest here, each time.
     """
     name = base_name(image.digest)
     if image_digest(engine, name) == image.digest:
+        return name
+    if store and (parts := held_parts(store, image.digest)):
+        console.step(f"taking the base image {image.reference} out of the store")
+        load(engine, store, parts, name)
         return name
     place = f"{config.mirrored(image.name)}@{image.digest}"
     console.step(f"pulling the base image {place}")

@@ -77,9 +77,13 @@ class Trusted:
 
 @dataclass(frozen=True)
 class Cosign:
-    """The program. Every method raises UpstreamError where the registry does not do its part."""
+    """The program. Every method raises UpstreamError where the registry does not do its part.
+
+    ``layout``: what is verified lies in this folder, in OCI's layout with cosign's annotations, and nobody is asked.
+    """
 
     program: Path
+    layout: Path | None = None
 
     def public_key(self, signer: Signer) -> str:
         """The public half of the signer's key, as PEM. Raises SignatureError where there is none to be had."""
@@ -103,16 +107,19 @@ class Cosign:
 
     def verify(self, place: str, trusted: Trusted) -> None:
         """Raise SignatureError unless the image has a signature of somebody who is trusted."""
-        done = self._asked(["verify", *trusted.words, place])
+        done = self._asked(["verify", *trusted.words, *self._of(place)])
         if done.code != 0:
             raise SignatureError(f"{place} is not signed by {trusted.shown}", why=_why(done))
 
     def attested(self, place: str, trusted: Trusted, kind: str) -> list[Any]:
         """The predicates of the statements of one kind that somebody trusted signed of the image. Raises AttestationError where there are none."""
-        done = self._asked(["verify-attestation", *trusted.words, "--type", kind, place])
+        done = self._asked(["verify-attestation", *trusted.words, "--type", kind, *self._of(place)])
         if done.code != 0:
             raise AttestationError(f"{place} has no attestation {kind} of {trusted.shown}", why=_why(done))
         return statements(done.output, place)
+
+    def _of(self, place: str) -> list[str]:
+        return ["--offline", "--local-image", str(self.layout)] if self.layout else [place]
 
     def _must(self, words: list[str], what: str) -> None:
         done = self._asked(words)

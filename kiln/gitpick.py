@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from kiln.errors import HostError, SourceError
 from kiln.gitexport import Entry
@@ -33,7 +33,7 @@ def _version(name: str) -> Version | None:
     digits = re.search(r"\d.*", name)
     try:
         return Version(digits[0]) if digits else None
-    except InvalidVersion:
+    except ValueError:
         return None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kiln.errors import LockStaleError
 from kiln.fetch import source_key
+from kiln.imageparts import held_parts
 from kiln.lockfile import Lock, parse_lock, read_lock
 from kiln.model import model_key
 from kiln.pins import read_pins
@@ -18,6 +19,7 @@ from kiln.records import read_record
 from kiln.rehearse import FOLDER as REHEARSAL
 from kiln.render import render
 from kiln.rootfs import rootfs_key
+from kiln.store import Store
 from kiln.workspace import Workspace
 
 # A lock of other choices than the pins' (--set) is nobody's to delete but gc's: so long it counts like one that is committed.
@@ -95,7 +97,12 @@ def kept(workspace: Workspace, now: float | None = None) -> Kept:
         and (unknown or (record.image, record.key) in keys or record.digest.removeprefix("sha256:") in released)
     }
     return Kept(
-        blobs=frozenset({entry.sha256 for lock in locks for entry in lock.entries()} | _noted(made, notes) | released),
+        blobs=frozenset(
+            {entry.sha256 for lock in locks for entry in lock.entries()}
+            | _bases(workspace, locks)
+            | _noted(made, notes)
+            | released
+        ),
         notes=frozenset(notes),
         contexts=frozenset(contexts),
         images=frozenset(name for name, _ in keys),
@@ -116,6 +123,12 @@ def _released(workspace: Workspace) -> set[str]:
     return {
         found for file in files for found in _SHA256.findall(file.read_text(encoding="utf-8", errors="replace").lower())
     }
+
+
+def _bases(workspace: Workspace, locks: Iterable[Lock]) -> set[str]:
+    """The blobs of base images that a bundle brought, or was made of."""
+    held = [held_parts(Store(workspace.state / "store"), image.digest) for lock in locks for image in lock.images]
+    return {one.removeprefix("sha256:") for parts in held if parts for one in (*parts.manifests, *parts.blobs)}
 
 
 def _noted(made: Path, notes: Iterable[str]) -> set[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from kiln.errors import ResolveError
 from kiln.pins import ComponentPins, Pins
@@ -104,5 +104,5 @@ def _release(tag: str, words: str) -> Version | None:
         return None
     try:
         return Version(bare)
-    except InvalidVersion:
+    except ValueError:
         return None

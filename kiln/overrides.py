@@ -96,7 +96,7 @@ def _component(component: ComponentPins, ref: str) -> ComponentPins:
     name = first.partition("==")[0].strip()
     try:
         version = packaging.version.Version(ref.removeprefix("v"))
-    except packaging.version.InvalidVersion:
+    except ValueError:
         raise UsageError(
             f"{component.name}={ref}: a wheel is chosen by its version", fix="write, for example, 0.1.10"
         ) from None
@@ -114,7 +114,7 @@ def version_of(pinned: str, ref: str) -> str:
     if not _COMMIT.fullmatch(ref):
         try:
             return str(packaging.version.Version(ref.removeprefix("v")))
-        except packaging.version.InvalidVersion:
+        except ValueError:
             cleaned = re.sub(r"[^a-z0-9]+", ".", ref.lower()).strip(".") or "ref"
             return f"{packaging.version.Version(pinned).base_version}.dev0+{cleaned}"
     return f"{packaging.version.Version(pinned).base_version}.dev0+g{ref[:12]}"

@@ -62,7 +62,7 @@ class Puller:
         mirrored = self.config.mirrored(repository)
         place = f"{mirrored}@{digest}"
         self.console.step(f"looking at what is signed beside {place}")
-        labels, size = tried(lambda: _described(Repository(mirrored), digest))
+        labels, size = tried(lambda: described(Repository(mirrored), digest))
         said = looked_at(self.cosign, self.trusted, place, labels, release)
         self.console.step(f"pulling {place}, {megabytes(size)} for who has nothing of it")
         tried(lambda: self._pull(mirrored, digest, size))
@@ -105,7 +105,7 @@ class Puller:
             raise UpstreamError(f"{repository}@{digest} could not be pulled", why=error)
 
 
-def _described(repository: Repository, digest: str) -> tuple[dict[str, str], int]:
+def described(repository: Repository, digest: str) -> tuple[dict[str, str], int]:
     """The labels of an image in a registry, and the bytes of all its blobs."""
     table = repository.manifest(digest).table
     try:

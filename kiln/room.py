@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 
 MORE_ROOM = """see what is not needed any more, and remove it: kiln gc --dry-run, kiln gc, kiln gc --engine
 or put Kiln's files on a larger disk with KILN_STATE=/path"""
-# On the engine's disk there are the inputs that BuildKit was sent, the files of the stage, the files of the layer, and the layer packed. For the CPU stack's
-# 0.83 GB of layers that is 0.90 GB of wheels, twice the 3.13 GB that these unpack to, and 0.83 GB: ten times, where nothing is shared. Somewhat less is
-# asked for, since a refusal should be right.
-TIMES = 8
+# Measured in the engine that had built the CPU image from nothing (Docker 28's overlay snapshots, November 2026), in MB for the layers' 258 (triton), 166 (torch),
+# 242 (vllm-needs) and 125 (vllm): the files three times, in the stage, in the layer and in the image as it is unpacked (997, 748, 814 and 467 each time), the wheels as
+# BuildKit was sent them (273, 194, 253, 127), and the layers packed. That is 13.7, 15.7, 12.1 and 13.3 times the packed layer: the least of them is asked for, since a
+# refusal should be right. Of ROCm's layers it is not measured.
+TIMES = 12
+# The root file system is 33 MB packed and 103 MB of files: those, and the tar of them.
+ROOTFS_TIMES = 6
+# Logs and Python's bytecode take this much in a minute.
+HARDLY = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,17 @@ def require_room(needs: Sequence[Need]) -> None:
         )
 
 
+def hardly_any(folders: Iterable[Path | None]) -> list[Path]:
+    """The folders whose disk has next to no room left: what was written there just now may be half of it."""
+    found = []
+    for folder in folders:
+        if folder and (there := _nearest(folder)):
+            told = os.statvfs(there)
+            if told.f_bavail * told.f_frsize < HARDLY:
+                found.append(folder)
+    return found
+
+
 def _nearest(folder: Path) -> Path | None:
     """The folder, or the nearest one above it that is there and may be looked at."""
     return next((one for one in (folder, *folder.absolute().parents) if os.access(one, os.F_OK)), None)
@@ -110,7 +126,7 @@ def build_needs(
 def needs_of(sizes: Mapping[str, int], state: Path, folder: Path | None) -> list[Need]:
     """The same for components with the sizes that ``to_build`` gives; ``folder`` is the engine's, None where it is not known."""
     # The tar, and the folder that it is packed from.
-    needs = [Need(state, TIMES * sizes.get(ROOTFS, 0), "the root file system while it is made, estimated")]
+    needs = [Need(state, ROOTFS_TIMES * sizes.get(ROOTFS, 0), "the root file system while it is made, estimated")]
     if folder:
         what = f"building {', '.join(sizes)} in the engine, estimated as {TIMES} times their {megabytes(sum(sizes.values()))}"
         needs.append(Need(folder, TIMES * sum(sizes.values()), what))

@@ -12,7 +12,9 @@ from kiln.errors import (
     AdvisoryError,
     AttestationError,
     BeingPublishedError,
+    BuilderLostError,
     BuildError,
+    BuildersDifferError,
     BumpsFailedError,
     DifferentError,
     FetchError,
@@ -35,6 +37,7 @@ from kiln.errors import (
     StoreDamagedError,
     TagTakenError,
     UncommittedError,
+    UnknownLayoutError,
     UnresolvedError,
     UpstreamError,
     VanishedError,
@@ -43,7 +46,16 @@ from kiln.errors import (
 )
 
 _FROM_LOCK = (LockMissingError, LockStaleError)
-_BUILT = (*_FROM_LOCK, UnresolvedError, AdvisoryError, FetchError, HashMismatchError, BuildError)
+_BUILT = (
+    *_FROM_LOCK,
+    UnresolvedError,
+    AdvisoryError,
+    FetchError,
+    HashMismatchError,
+    BuildError,
+    BuilderLostError,
+    BuildersDifferError,
+)
 _LOOKED = (VerifyFailedError, VerifyIncompleteError)
 # What a command is asked for its own sake: the codes that a script around it tells apart. Any stage below can raise others.
 VERDICTS: dict[str, tuple[type[KilnError], ...]] = {
@@ -68,6 +80,7 @@ VERDICTS: dict[str, tuple[type[KilnError], ...]] = {
         UncommittedError,
         BumpsFailedError,
     ),
+    "pins derive": (ResolveError, UpstreamError, RefNotFoundError, FetchError, HashMismatchError, UnknownLayoutError),
     "pins verify": (*_FROM_LOCK, UpstreamError, MovedRefError, StoreDamagedError, VanishedError),
     "plan": _FROM_LOCK,
     "publish": (SignatureError, AttestationError, TagTakenError, BeingPublishedError, NotReleasableError),
@@ -106,6 +119,7 @@ NEEDS = {
     "image": "time",
     "lock": "network",
     "pins bump": "network",
+    "pins derive": "network",
     "pins verify": "network",
     "plan": "yours",
     "publish": "registry",

@@ -23,6 +23,7 @@ from kiln.levels import LEVELS, Level
 if TYPE_CHECKING:
     from kiln.ci import Cell
     from kiln.cosign import Cosign, Signer, Trusted
+    from kiln.engine import Engine
     from kiln.publish import Candidate
     from kiln.pull import Pulled
     from kiln.releases import Release
@@ -119,7 +120,7 @@ def publish(
             fix="--key FILE (make one: cosign generate-key-pair), or --keyless --identity WHO --issuer URL",
         )
     with context.working():
-        cosign, signer = _cosign(context), Signer(key, log)
+        cosign, signer = own_cosign(context), Signer(key, log)
         trusted = _trusted_signer(context, cosign, signer, identity, issuer)
         ready = of_stack(context, stack, Choice(sets, allow))
         candidates = _candidates(context, ready, files)
@@ -186,23 +187,21 @@ def pull(
     workspace, session = context.workspace, context.session
     release: Release | None
     if target in workspace.stacks():
-        release = _release_of(context, target, sets, image, latest=latest)
+        release = release_of(context, target, sets, image, latest=latest)
         repository, digest = release.repository, release.digest
     else:
         if sets or image or latest:
             raise UsageError("--set, --image and --latest choose a release of a stack", fix="leave them out")
         repository, digest = require_digest(session.config, target)
         release = recorded({stack: read_releases(workspace, stack) for stack in workspace.stacks()}, repository, digest)
-    trusted = _trusted_key(context, verify_key, identity, issuer, log=log)
+    trusted = trusted_key(context, verify_key, identity, issuer, log=log)
     with context.working():
-        puller = Puller(session.engine, session.config, context.console, _cosign(context), trusted)
+        puller = Puller(session.engine, session.config, context.console, own_cosign(context), trusted)
         pulled = puller.pull(repository, digest, release)
-    host = f"DOCKER_HOST={session.engine.host} " if session.engine.private else ""
-    run = f"run it:     {host}docker run --rm {pulled.place} --help"
-    context.result("\n".join([*_told(pulled, release), "", run]), _data(pulled, release))
+    context.result("\n".join(told(session.engine, pulled, release)), _data(pulled, release))
 
 
-def _release_of(context: Context, stack: str, sets: tuple[str, ...], image: str, *, latest: bool) -> Release:
+def release_of(context: Context, stack: str, sets: tuple[str, ...], image: str, *, latest: bool) -> Release:
     """The release that a stack's pins and the command line choose. Raises NotPublishedError, ReleaseRecordError."""
     from kiln.lockfile import read_lock
     from kiln.pull import choose
@@ -261,7 +260,8 @@ def _candidates(context: Context, ready: BuiltStack, files: tuple[Path, ...]) ->
     return found
 
 
-def _cosign(context: Context) -> Cosign:
+def own_cosign(context: Context) -> Cosign:
+    """The program, fetched where it is not there. Raises HostError, FetchError, ResolveError."""
     from kiln.cosign import Cosign
     from kiln.host import ensure_cosign
 
@@ -289,7 +289,8 @@ def _trusted_signer(context: Context, cosign: Cosign, signer: Signer, identity: 
     return Trusted(str(path), log=signer.log)
 
 
-def _trusted_key(context: Context, key: str, identity: str, issuer: str, *, log: bool) -> Trusted:
+def trusted_key(context: Context, key: str, identity: str, issuer: str, *, log: bool) -> Trusted:
+    """Whose signatures count: a key's, by default the project's own. Raises UsageError where nobody is said."""
     from kiln.cosign import Trusted
 
     if identity or issuer:
@@ -330,7 +331,8 @@ def _shown(release: Release) -> list[str]:
     ]
 
 
-def _told(pulled: Pulled, release: Release | None) -> list[str]:
+def told(engine: Engine, pulled: Pulled, release: Release | None) -> list[str]:
+    """An image that is in the engine now, for a person."""
     from kiln.render import LABEL
 
     prefix = f"{LABEL}.component."
@@ -347,7 +349,8 @@ def _told(pulled: Pulled, release: Release | None) -> list[str]:
         f"signed      signature, SBOM, provenance and report, verified by cosign; lock {pulled.said['lock'][:16]}…",
         f"record      {f'release {release.tag} of {release.date[:10]}' if release else 'not in releases/ of this project'}",
     ]
-    return lines
+    host = f"DOCKER_HOST={engine.host} " if engine.private else ""
+    return [*lines, "", f"run it:     {host}docker run --rm {pulled.place} --help"]
 
 
 def _plain(release: Release) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from kiln.console import Console
 from kiln.containers import Client, connect, remove_left_over
 from kiln.engine import Engine
+from kiln.errors import DiskFullError
 from kiln.gpu import devices, gpus
 from kiln.image import Image
 from kiln.levels import LEVELS, SETTING_OF, Backend, Scope
@@ -26,8 +27,9 @@ from kiln.model import Model, given_model, tiny_model
 from kiln.pins import Pins
 from kiln.records import Built
 from kiln.render import Rendered
+from kiln.room import data_root, hardly_any
 from kiln.store import Store, write_whole
-from kiln.verify.checks import Subject, run_checks
+from kiln.verify.checks import Result, Subject, run_checks
 from kiln.verify.gates import gate_checks
 from kiln.verify.generate import generate_checks, unserved_checks
 from kiln.verify.machine import lacking_here
@@ -112,9 +114,24 @@ def verify(
                     console=console,
                 )
         results = run_checks(checks, console)
+    _require_room_was_there(workspace, engine, built, results)
     versions = {unit.name: unit.version for one in [*below(rendered, stack), rendered] for unit in one.units}
     report = make_report(subject, results, versions, identity, began, scope, found)
     return Verified(report, write_report(workspace, report))
+
+
+def _require_room_was_there(workspace: Workspace, engine: Engine, built: Built, results: Sequence[Result]) -> None:
+    """Raise DiskFullError where checks failed on a disk that is full: what they say is not of the image. Python (3.11) takes a file of bytecode that it
+    could write half of for a whole one, from then on: what was written so is not kept."""
+    full = hardly_any([workspace.state, data_root(engine)])
+    wrong = [result.id for result in results if result.outcome.status in ("fail", "error")]
+    if full or wrong:
+        shutil.rmtree(workspace.state / "bytecode" / built.image, ignore_errors=True)
+    if full and wrong:
+        raise DiskFullError(
+            f"the disk that holds {full[0]} is full, so it is not known whether {built.image} is right",
+            why=f"Not passed: {', '.join(wrong)}. No report was written.",
+        )
 
 
 def bytecode(workspace: Workspace, built: Built) -> Path:

@@ -19,7 +19,7 @@ from types import FrameType
 from kiln.console import Console
 from kiln.store import write_whole
 from tests.bench.docs import write_docs
-from tests.bench.figures import BUILDS, NAMES, SINGLE, builds
+from tests.bench.figures import FIGURES
 from tests.bench.lab import PROJECT, BenchError, Lab
 from tests.bench.plot import draw
 from tests.bench.results import Figure, Machine, document, read_document, table
@@ -28,7 +28,7 @@ from tests.bench.results import Figure, Machine, document, read_document, table
 def main(argv: list[str] | None = None) -> int:
     """Run it and return the exit code: 0 measured, 1 not. A figure that misses its target is said, and is no failure."""
     parser = argparse.ArgumentParser(prog="make bench", description="Measure kiln beside what one would do by hand.")
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"only these: {', '.join(NAMES)}")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"only these: {', '.join(FIGURES)}")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="how often each is measured (default 5)")
     parser.add_argument("--folder", type=Path, default=PROJECT / ".kiln" / "bench", help="where engine and store lie")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: that folder)")
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md and what it shows, too")
     arguments = parser.parse_args(argv)
-    if unknown := set(arguments.figures) - set(NAMES):
+    if unknown := set(arguments.figures) - set(FIGURES):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
     if arguments.runs < 1:
         parser.error("--runs must be at least 1")
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     figures: list[Figure] = []
     failed = False
     try:
-        for found in _measure(lab, tuple(arguments.figures) or NAMES):
+        for found in _measure(lab, tuple(arguments.figures) or tuple(FIGURES)):
             figures += found
     except BenchError as error:
         # What was measured before it, in an hour maybe, is not thrown away.
@@ -72,12 +72,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(lab: Lab, names: tuple[str, ...]) -> Iterator[list[Figure]]:
-    for name, measure in SINGLE.items():
+    for name, measure in FIGURES.items():
         if name in names:
             lab.console.step(f"measuring {name}, {lab.runs} runs")
             yield measure(lab)
-    if wanted := frozenset(BUILDS) & frozenset(names):
-        yield builds(lab, wanted)
 
 
 def _commit() -> str:

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 from kiln.engine import image_digest
 from kiln.image import read_images
 from kiln.layers import manifest_text
 from kiln.lockentries import Wheel
-from kiln.lockfile import Lock, dump_lock, read_lock
-from kiln.pins import Pins, read_pins
+from kiln.lockfile import dump_lock, read_lock
+from kiln.pins import read_pins
 from kiln.rootfs import rootfs_key
 from kiln.wheels import requirements_text, target_options
 from kiln.workspace import Workspace
@@ -23,11 +24,13 @@ from tests.bench import plain, stacks
 from tests.bench.lab import PROJECT, STACK, BenchError, Lab, Timed
 from tests.bench.results import Figure, Runs
 
-# The bump of one leaf component: another version of the pure-Python wheel that the component is named after.
-BUMPED, BUMPED_TO = "transformers", "5.20.0"
+# The bump of one leaf component: another version of the pure-Python wheel that the component is named after. Each run takes one that the engine never saw.
+BUMPED = "transformers"
+BUMPED_TO = ("5.20.0", "5.20.1", "5.20.2", "5.21.0", "5.21.1", "5.22.0", "5.22.1")
 # What may come with a component's layer: what the image says of itself, its configuration and its manifest.
 BESIDE_THE_LAYER = 64 * 1024
 SIZES = (10, 100, 1000)
+BY_HAND = "docker buildx build --load of the plain Dockerfile"
 
 
 def scale(lab: Lab) -> list[Figure]:
@@ -76,13 +79,20 @@ def fetch(lab: Lab) -> list[Figure]:
     return [_figure("fetch-again", f"kiln fetch {STACK}, all there", ours, other)]
 
 
-def builds(lab: Lab, wanted: frozenset[str]) -> list[Figure]:
-    """Cold builds, and the bump of one leaf component on top of each; Kiln and the plain Dockerfile in turns."""
-    bench = _Builds(lab, "bump" in wanted)
+def cold(lab: Lab) -> list[Figure]:
+    """A build with nothing cached; Kiln and the plain Dockerfile in turns."""
+    _fill(lab)
+    context = _plain_context(lab)
+    ours, theirs = [], []
     for number in range(lab.runs):
-        lab.console.step(f"builds: round {number + 1} of {lab.runs}")
-        bench.round()
-    return bench.figures(wanted)
+        lab.console.step(f"cold builds: round {number + 1} of {lab.runs}")
+        lab.forget()
+        ours.append(lab.kiln("build", STACK, engine=True))
+        lab.forget()
+        theirs.append(_plain_build(lab, context).seconds)
+    other = Runs(f"{BY_HAND}, nothing cached", tuple(theirs))
+    figure = _figure("cold-build", f"kiln build {STACK}, nothing cached, store filled", ours, other)
+    return [replace(figure, most_ratio=0.75)]
 
 
 def noop(lab: Lab) -> list[Figure]:
@@ -102,89 +112,84 @@ def noop(lab: Lab) -> list[Figure]:
             raise BenchError(f"this was no no-op:\n{run.log}")
         ours.append(run)
         theirs.append(_plain_build(lab, context).seconds)
-    other = Runs("docker buildx build --load of the plain Dockerfile, all cached", tuple(theirs))
+    other = Runs(f"{BY_HAND}, all cached", tuple(theirs))
     figure = _figure("no-op", f"kiln image {STACK}, nothing changed", ours, other)
     return [replace(figure, most_ratio=1.0)]
 
 
+def bump(lab: Lab) -> list[Figure]:
+    """One leaf component at versions that were never built, on top of a whole build; Kiln and the plain Dockerfile in turns."""
+    if lab.runs > len(BUMPED_TO):
+        raise BenchError(f"{lab.runs} runs of a bump need as many versions, and {len(BUMPED_TO)} are named")
+    _fill(lab)
+    context = _plain_context(lab)
+    lab.forget()
+    lab.console.step("what is bumped is built first, by either side")
+    lab.kiln("build", STACK, engine=True)
+    (record,) = (lab.state / "builds").glob("*.json")
+    key = record.stem.rpartition("-")[2]
+    _plain_build(lab, context)
+    bench = _Bumps(lab, context, key, _blobs(lab))
+    for number, version in enumerate(BUMPED_TO[: lab.runs]):
+        lab.console.step(f"bump to {version}: round {number + 1} of {lab.runs}")
+        bench.round(version)
+    return bench.figures()
+
+
 @dataclass
-class _Builds:
-    """Rounds of builds, and what was measured in them."""
+class _Bumps:
+    """Rounds of bumps from the build ``key`` and the plain image of ``blobs``, and what was measured in them."""
 
     lab: Lab
-    bump: bool
-    cold: list[Timed] = field(default_factory=list)
-    plain_cold: list[float] = field(default_factory=list)
-    bumped: list[Timed] = field(default_factory=list)
-    plain_bumped: list[float] = field(default_factory=list)
+    context: Path
+    key: str
+    blobs: dict[str, int]
+    ours: list[Timed] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
     pulled: list[int] = field(default_factory=list)
     plain_pulled: list[int] = field(default_factory=list)
-    layer: int = 0
+    layers: list[int] = field(default_factory=list)
     rebuilt: set[str] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.lab.fill_store()
-        # The root file system is made before: both sides begin with its tar.
-        if self.lab.store.made(_rootfs(self.lab)) is None:
-            self.lab.kiln("build", STACK, engine=True)
-        self.context = _plain_context(self.lab)
-        self.project = bumped_project(self.lab) if self.bump else None
-
-    def round(self) -> None:
+    def round(self, version: str) -> None:
         lab = self.lab
-        lab.forget()
-        self.cold.append(lab.kiln("build", STACK, engine=True))
-        if self.project:
-            self._bump(self.project)
-        lab.forget()
-        self.plain_cold.append(_plain_build(lab, self.context).seconds)
-        if self.project:
-            before = _blobs(lab)
-            plain.set_wheels(self.context, *self._bumped_inputs(self.project), lab.store)
-            self.plain_bumped.append(_plain_build(lab, self.context).seconds)
-            plain.set_wheels(self.context, lab.pins, lab.lock, lab.store)
-            self.plain_pulled.append(sum(size for digest, size in _blobs(lab).items() if digest not in before))
-
-    def _bump(self, project: Path) -> None:
-        lab = self.lab
-        (record,) = (lab.state / "builds").glob("*.json")
-        key = record.stem.rpartition("-")[2]
-        self.bumped.append(lab.kiln("build", STACK, root=project, engine=True))
+        project = bumped_project(lab, version)
+        self.ours.append(lab.kiln("build", STACK, root=project, engine=True))
         (image,) = lab.pins.images
         log = (lab.state / "logs" / f"build-{image}.log").read_text(encoding="utf-8")
         self.rebuilt |= carried_out(log) & lab.pins.by_name.keys()
-        cost = lab.json("plan", STACK, "--pull-cost", f"{key}..current", root=project)
+        cost = lab.json("plan", STACK, "--pull-cost", f"{self.key}..current", root=project)
         assert isinstance(cost, dict)
         self.pulled.append(cost["bytes"])
-        self.layer = next(layer["size"] for layer in cost["layers"] if layer["component"] == BUMPED)
-
-    @staticmethod
-    def _bumped_inputs(project: Path) -> tuple[Pins, Lock]:
-        workspace = Workspace(project, project / ".kiln")
+        self.layers.append(next(layer["size"] for layer in cost["layers"] if layer["component"] == BUMPED))
+        workspace = Workspace(project, lab.state)
         pins = read_pins(workspace, STACK)
-        return pins, read_lock(workspace, pins)
+        plain.set_wheels(self.context, pins, read_lock(workspace, pins), lab.store)
+        self.theirs.append(_plain_build(lab, self.context).seconds)
+        self.plain_pulled.append(sum(size for digest, size in _blobs(lab).items() if digest not in self.blobs))
 
-    def figures(self, wanted: frozenset[str]) -> list[Figure]:
-        hand = "docker buildx build --load of the plain Dockerfile"
-        found = []
-        if "cold" in wanted:
-            other = Runs(f"{hand}, nothing cached", tuple(self.plain_cold))
-            cold = _figure("cold-build", f"kiln build {STACK}, nothing cached, store filled", self.cold, other)
-            found.append(replace(cold, most_ratio=0.75))
-        if self.bumped:
-            about = f"{BUMPED} {BUMPED_TO}"
-            facts = {"components rebuilt": sorted(self.rebuilt), "target: components rebuilt": 1, "layer": self.layer}
-            other = Runs(f"{hand}, {about}", tuple(self.plain_bumped))
-            seconds = _figure("bump", f"kiln build {STACK}, {about}", self.bumped, other)
-            found.append(replace(seconds, most=15.0, most_ratio=0.1, facts=facts))
-            pulled = Runs("kiln plan --pull-cost", tuple(self.pulled))
-            other = Runs("the layers of the plain image that the one before it has not", tuple(self.plain_pulled))
-            found.append(
-                Figure(
-                    "bump-pull", "bytes", pulled, other, None, self.layer + BESIDE_THE_LAYER, 0.1, {"layer": self.layer}
-                )
-            )
-        return found
+    def figures(self) -> list[Figure]:
+        about = f"{BUMPED} {', '.join(BUMPED_TO[: self.lab.runs])}"
+        layer = round(median(self.layers))
+        facts = {"components rebuilt": sorted(self.rebuilt), "target: components rebuilt": 1, "layer": layer}
+        seconds = _figure(
+            "bump", f"kiln build {STACK}, {about}", self.ours, Runs(f"{BY_HAND}, {about}", tuple(self.theirs))
+        )
+        pulled = Runs("kiln plan --pull-cost", tuple(self.pulled))
+        other = Runs("the layers of the plain image that the one before it has not", tuple(self.plain_pulled))
+        # Of pairs that each differ by no more than that, the medians do not either.
+        most = layer + BESIDE_THE_LAYER
+        return [
+            replace(seconds, most=15.0, most_ratio=0.1, facts=facts),
+            Figure("bump-pull", "bytes", pulled, other, None, most, 0.1, {"layer": layer}),
+        ]
+
+
+def _fill(lab: Lab) -> None:
+    lab.fill_store()
+    # The root file system is made before: both sides begin with its tar.
+    if lab.store.made(_rootfs(lab)) is None:
+        lab.kiln("build", STACK, engine=True)
 
 
 def carried_out(log: str) -> set[str]:
@@ -194,8 +199,8 @@ def carried_out(log: str) -> set[str]:
     return {stage.removesuffix("-wheels") for number, stage in steps.items() if number in done}
 
 
-def bumped_project(lab: Lab) -> Path:
-    """A copy of the project with one wheel of another version in pins and lock, and that wheel in the store."""
+def bumped_project(lab: Lab, version: str) -> Path:
+    """A copy of the project with one wheel of that version in pins and lock, and that wheel in the store."""
     project = lab.folder / "bumped"
     shutil.rmtree(project, ignore_errors=True)
     for name in ("pins", "images", "templates", "plugins", "scripts"):
@@ -206,28 +211,28 @@ def bumped_project(lab: Lab) -> Path:
     old = next(wheel for wheel in lab.lock.wheels if wheel.name == BUMPED)
     path = workspace.pins_file(STACK)
     path.write_text(
-        path.read_text(encoding="utf-8").replace(f'"{BUMPED}=={old.version}"', f'"{BUMPED}=={BUMPED_TO}"'),
+        path.read_text(encoding="utf-8").replace(f'"{BUMPED}=={old.version}"', f'"{BUMPED}=={version}"'),
         encoding="utf-8",
     )
-    new = _download(lab, old)
+    new = _download(lab, old, version)
     wheels = tuple(new if wheel is old else wheel for wheel in lab.lock.wheels)
     lock = replace(lab.lock, wheels=wheels, pins_sha256=read_pins(workspace, STACK).sha256)
     workspace.lock_file(STACK).write_text(dump_lock(lock), encoding="utf-8")
     return project
 
 
-def _download(lab: Lab, old: Wheel) -> Wheel:
+def _download(lab: Lab, old: Wheel, version: str) -> Wheel:
     """The other version of a wheel, from the user's own index, into the store."""
-    folder = lab.folder / "bump-wheel"
+    folder = lab.folder / f"bump-wheel-{version}"
     if not list(folder.glob("*.whl")):
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        lab.run([*pip, f"--dest={folder}", "--only-binary=:all:", f"{BUMPED}=={BUMPED_TO}"])
+        lab.run([*pip, f"--dest={folder}", "--only-binary=:all:", f"{BUMPED}=={version}"])
     (file,) = folder.glob("*.whl")
     if not file.name.endswith("-none-any.whl"):
         raise BenchError(f"{file.name} is not a pure-Python wheel")
     copied = Path(shutil.copyfile(file, lab.folder / file.name))
     size = copied.stat().st_size
-    return replace(old, version=BUMPED_TO, file=file.name, sha256=lab.store.add_made(copied), size=size)
+    return replace(old, version=version, file=file.name, sha256=lab.store.add_made(copied), size=size)
 
 
 def _rootfs(lab: Lab) -> str:
@@ -265,7 +270,11 @@ def _figure(name: str, about: str, runs: list[Timed], other: Runs | None = None)
     return Figure(name, "seconds", Runs(about, tuple(run.seconds for run in runs)), other, memory)
 
 
-# By the names that the command line takes; builds are measured together, since a bump stands on a cold build.
-SINGLE: dict[str, Callable[[Lab], list[Figure]]] = {"scale": scale, "fetch": fetch, "no-op": noop}
-BUILDS = ("cold", "bump")
-NAMES = (*SINGLE, *BUILDS)
+# By the names that the command line takes.
+FIGURES: dict[str, Callable[[Lab], list[Figure]]] = {
+    "scale": scale,
+    "fetch": fetch,
+    "no-op": noop,
+    "cold": cold,
+    "bump": bump,
+}

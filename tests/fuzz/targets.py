@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import random
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kiln import bundleimage
 from kiln.advisories import read_advisories
+from kiln.bundletar import INDEX, header_of, read_head
 from kiln.cacheentry import component_entry, image_record, read_component_entry, read_image_record, read_layer
 from kiln.canonical import canonical_json
 from kiln.config import read_config
 from kiln.cosign import statements
+from kiln.derive import asked_nobody, derive
+from kiln.derivedtext import text_of
+from kiln.imageparts import parts_of
 from kiln.lockfile import parse_lock
 from kiln.ociimage import read_layout
 from kiln.pins import read_pins
@@ -22,9 +29,12 @@ from kiln.records import Layer
 from kiln.registryclient import MANIFEST, OCI, Manifest, digest_of_bytes
 from kiln.releases import Checked, Release, dump, read_releases, releases_file
 from kiln.verify.render.shape import read_report
+from kiln.vllmfiles import UPSTREAM, Revision
+from kiln.vllmpins import read_said
 from kiln.wheels import resolved
 from kiln.workspace import Workspace
 from tests.fuzz.mutate import damaged_table, damaged_text
+from tests.unit.derivations import small_vllm
 
 PROJECT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "ab" * 32
@@ -45,7 +55,9 @@ def targets(folder: Path) -> dict[str, Target]:
         "releases": _releases(folder / "releases"),
         "attestations": _attestations(),
         "index page": _index(),
+        "bundle": _bundles(),
         "configuration": _configuration(folder / "configuration"),
+        "vLLM's files": _vllm_files(),
     }
 
 
@@ -75,6 +87,21 @@ def _lock(stack: str) -> Target:
         kept.setdefault(part.lstrip().split("\n", 1)[0], part)
     text = "\n\n".join(kept.values())
     return lambda random_: parse_lock(damaged_text(random_, text), "the lock")
+
+
+def _vllm_files() -> Target:
+    files = {path: data.decode() for path, data in small_vllm().items()}
+    raw = tomllib.loads((PROJECT / "pins" / "dsv4-mhc.toml").read_text(encoding="utf-8"))
+
+    def target(random_: random.Random) -> object:
+        path = random_.choice(sorted(files))
+        damaged = {**files, path: damaged_text(random_, files[path])}
+        read = {name: text.encode("utf-8", "surrogatepass") for name, text in damaged.items()}.get
+        revision = Revision(UPSTREAM, "v0.25.0", "0.25.0", "", "", "here", read)
+        # What is read can be written: as TOML, whatever it is.
+        return tomllib.loads(text_of(derive("new", "dsv4-mhc", raw, revision, read_said(read), asked_nobody()), "x"))
+
+    return target
 
 
 def _advisories(folder: Path) -> Target:
@@ -183,6 +210,26 @@ def _index() -> Target:
     def target(random_: random.Random) -> object:
         text = json.dumps(damaged_table(random_, {"version": "1", "install": [item, item]}))
         return resolved(damaged_text(random_, text) if random_.random() < 0.3 else text)
+
+    return target
+
+
+def _bundles() -> Target:
+    """The index of an image's bundle, and the manifests in it, which have the digests that are asked for."""
+    entry = {"digest": DIGEST, "size": 9}
+    manifest = {"mediaType": MANIFEST, "config": entry, "layers": [entry]}
+    listed = {"manifests": [{"digest": DIGEST, "platform": {"os": "linux", "architecture": "amd64"}}]}
+    parts = parts_of(digest_of_bytes(canonical_json(manifest)), lambda _: canonical_json(manifest))
+    place = f"r.example/kiln/cpu@{parts.digest}"
+    table = json.loads(bundleimage.index_of("cpu", place, dict.fromkeys(("image", "sigs", "atts"), parts)).text())
+
+    def target(random_: random.Random) -> object:
+        if random_.random() < 0.3:
+            data = json.dumps(damaged_table(random_, random_.choice((manifest, listed)))).encode()
+            return parts_of(digest_of_bytes(data), lambda _: data)
+        text = (json.dumps(damaged_table(random_, table), indent=1, sort_keys=True) + "\n").encode()
+        stream = io.BytesIO(header_of(INDEX, len(text)) + text + bytes(-len(text) % 512))
+        return bundleimage.require_whole(read_head(stream, {bundleimage.KIND: bundleimage.parsed}))
 
     return target
 

@@ -23,7 +23,9 @@ NAMES = (
     "releases",
     "attestations",
     "index page",
+    "bundle",
     "configuration",
+    "vLLM's files",
 )
 
 

@@ -14,13 +14,16 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kiln.room
-from kiln.bundle import INDEX, Index, _header, make_index, read_bundle, read_index, write_bundle
+from kiln import bundle
+from kiln.bundle import Index, make_index, read_bundle
+from kiln.bundletar import INDEX, header_of, read_head, write_bundle
 from kiln.cli import run
 from kiln.console import Console
 from kiln.errors import (
@@ -42,6 +45,10 @@ from kiln.workspace import Workspace
 PROJECT = Path(__file__).resolve().parents[2]
 QUIET = Console(quiet=True)
 GIT = Git("app", "https://example.invalid/app", "v1", "1" * 40, "2" * 40)
+
+
+def read_index(stream: BinaryIO) -> Index:
+    return read_head(stream, {bundle.KIND: bundle.parsed})
 
 
 def blob(store: Store, data: bytes) -> tuple[str, int]:
@@ -136,7 +143,7 @@ def test_it_is_a_tar_like_any_other(site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 8**11 - 1, 8**11, 3 << 40])
 def test_sizes_beyond_eight_gigabytes_are_written_as_tar_reads_them(size: int) -> None:
-    found = tarfile.TarInfo.frombuf(_header("sha256/x", size), "ascii", "strict")
+    found = tarfile.TarInfo.frombuf(header_of("sha256/x", size), "ascii", "strict")
     assert (found.name, found.size) == ("sha256/x", size)
 
 
@@ -180,7 +187,7 @@ def test_wrong_bytes_are_named_and_not_stored(site: Site, tmp_path: Path) -> Non
 
 def put(data: bytes, site: Site, name: str, content: bytes, kind: bytes = b"0") -> bytes:
     """The bundle with another member in the place of its first file, as an attacker would write it."""
-    header = bytearray(_header("x", len(content)))
+    header = bytearray(header_of("x", len(content)))
     header[:100] = name.encode().ljust(100, b"\0")
     header[156:157] = kind
     header[148:156] = b" " * 8
@@ -227,14 +234,14 @@ def with_index(data: bytes, site: Site, **changed: object) -> bytes:
     new |= changed
     text = (json.dumps(new, indent=1, sort_keys=True) + "\n").encode()
     end = 512 + -(-len(old) // 512) * 512
-    return _header(INDEX, len(text)) + text.ljust(-(-len(text) // 512) * 512, b"\0") + data[end:]
+    return header_of(INDEX, len(text)) + text.ljust(-(-len(text) // 512) * 512, b"\0") + data[end:]
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"kind": "image"}, "of the kind 'image'"),
-        ({"schema": 2}, "schema '2'"),
+        ({"kind": "another"}, "of the kind 'another'"),
+        ({"schema": 1}, "schema '1'"),
         ({"members": "none"}, "cannot be read"),
         ({"members": [{"name": "sha256/x", "sha256": "x", "size": 1, "label": "", "source": ""}]}, "cannot be read"),
         ({"files": []}, "cannot be read"),
@@ -278,7 +285,7 @@ def test_what_is_no_bundle_is_said_to_be_none(site: Site, tmp_path: Path, data: 
 
 def test_an_index_that_would_fill_the_memory_is_not_read(site: Site, tmp_path: Path) -> None:
     with pytest.raises(BundleInvalidError, match="no bundle"):
-        site.read(_header(INDEX, 1 << 30), Store(tmp_path / "other"))
+        site.read(header_of(INDEX, 1 << 30), Store(tmp_path / "other"))
 
 
 def test_a_bundle_of_another_lock_is_refused_and_nothing_is_stored(site: Site, tmp_path: Path) -> None:

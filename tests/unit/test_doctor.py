@@ -11,8 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +28,7 @@ from kiln.engine import CONTAINERD_STORE
 from kiln.errors import UsageError
 from kiln.gpu import NODES
 from kiln.workspace import Workspace
+from tests.integration.served import served
 
 VERSION = {"Version": "28.1.0", "ApiVersion": "1.48"}
 INFO = {"DriverStatus": [["driver-type", CONTAINERD_STORE]]}
@@ -372,15 +372,8 @@ def index(tmp_path: Path, project: Path) -> Iterator[str]:
         wheel.writestr("packaging-99.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("packaging-99.0.dist-info/RECORD", "")
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "index")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    with served(tmp_path / "index") as host:
+        yield f"http://{host}/"
 
 
 def test_an_index_that_answers_and_one_that_does_not(index: str, monkeypatch: pytest.MonkeyPatch) -> None:

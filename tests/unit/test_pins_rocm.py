@@ -268,7 +268,9 @@ def test_what_is_a_rocm_stacks_is_unknown_to_a_cpu_stack(toy: Workspace, old: st
     assert key in keys(caught.value)
 
 
-@pytest.mark.parametrize("version", ["not a version", "1..2", "v-x"])
+@pytest.mark.parametrize(
+    "version", ["not a version", "1..2", "v-x", pytest.param("1" * 5000, id="more digits than a number has")]
+)
 def test_a_version_that_no_wheel_could_have_is_refused(copied: Workspace, edit: Edit, version: str) -> None:
     """Overrides reckon with it, and the wheel is built as it: better said at once than hours later."""
     edit('version = "0.1.14"', f'version = "{version}"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,18 @@ from kiln.pins import Pins
 from kiln.plan import ROOTFS
 from kiln.records import Built, Layer, components_of
 from kiln.render import Rendered
-from kiln.room import TIMES, Need, build_needs, data_root, fetch_need, require_room, to_build
+from kiln.room import (
+    HARDLY,
+    ROOTFS_TIMES,
+    TIMES,
+    Need,
+    build_needs,
+    data_root,
+    fetch_need,
+    hardly_any,
+    require_room,
+    to_build,
+)
 from kiln.store import Store
 from kiln.workspace import Workspace
 
@@ -119,7 +131,7 @@ def test_a_build_is_judged_on_the_disks_of_the_state_folder_and_of_the_engine(
     monkeypatch.setattr(kiln.room, "get_json", lambda *_: {"DockerRootDir": str(tmp_path / "docker")})
     state, engine = build_needs(tmp_path, ENGINE, rendered, toy_pins, toy_lock, [], ())
     sizes = to_build(rendered, toy_pins, toy_lock, [], ())
-    assert (state.folder, state.size) == (tmp_path, TIMES * sizes[ROOTFS])
+    assert (state.folder, state.size) == (tmp_path, ROOTFS_TIMES * sizes[ROOTFS])
     assert (engine.folder, engine.size) == (tmp_path / "docker", TIMES * sum(sizes.values()))
     assert "estimated" in engine.what
 
@@ -135,3 +147,16 @@ def test_an_engine_whose_disk_cannot_be_seen_is_not_judged(
 def test_a_file_that_is_locked_just_now_counts_as_nothing(toy_lock: Lock, tmp_path: Path) -> None:
     unmeasured = replace(toy_lock, debs=(), wheels=tuple(replace(wheel, size=0) for wheel in toy_lock.wheels))
     assert fetch_need(tmp_path, missing_of(unmeasured, Store(tmp_path))).size == 0
+
+
+def test_a_disk_that_is_as_good_as_full_is_found_and_one_with_room_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hardly_any([tmp_path / "not" / "there", None]) == []
+
+    class Told(NamedTuple):
+        f_bavail: int = HARDLY // 4096 - 1
+        f_frsize: int = 4096
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Told())
+    assert hardly_any([tmp_path, None]) == [tmp_path]

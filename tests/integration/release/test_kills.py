@@ -172,3 +172,26 @@ def test_unbundle(base_project: Project, tmp_path: Path) -> None:
 
     killed_and_completed(away, ("unbundle", str(out)), forget, lambda: sound(Store(away.state / "store"), scratch=True))
     assert json.loads(away.kiln("--json", "fetch", "toy").out)["new_files"] == 0
+
+
+def test_two_at_once_make_one_image(project: Project, tmp_path: Path) -> None:
+    """Nothing is killed here: what two runs in one checkout do to each other is of the same kind."""
+    recipe = project.root / "images" / "toy" / "image.toml"
+    recipe.write_text(IMAGE.replace('TOY = "1"', 'TOY = "two at once"'))
+    builds, reports = (project.state / name for name in ("builds", "reports"))
+    before = {path.name for folder in (builds, reports) for path in folder.glob("*.json")}
+    words = project.command("--json", "image", "toy", "--model", str(model_folder(tmp_path / "model")))
+    both = [
+        subprocess.Popen(words, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=600) for process in both]
+    tried["two at once"] += 1
+    assert [process.returncode for process in both] == [0, 0], told
+    first, second = (json.loads(out)[0]["subject"]["manifest_digest"] for out, _ in told)
+    assert first == second
+    new = [path for folder in (builds, reports) for path in folder.glob("*.json") if path.name not in before]
+    assert sorted(path.parent.name for path in new) == ["builds", "reports"]
+    assert all(json.loads(path.read_text()) for path in new)
+    sound(Store(project.state / "store"))
+    assert containers(project) == []
