@@ -77,7 +77,7 @@ rehearse: tools dev ## build the ROCm images from stand-ins for their upstreams:
 corpus: dev ## seeded defects in images, wheels, logs, servers and operators, each caught by its check; WORDS=part of a name, JSON=1
 	@$(DEVPYTHON) -m tests.corpus $(if $(JSON),--json) $(WORDS)
 
-contract: dev ## the mHC switch against the real sources of vLLM's releases: fetched by checksum, their dispatch run, every symbol taken out once
+contract: dev ## the mHC switch and `kiln pins derive` on the real sources of vLLM's releases: fetched by checksum, their dispatch run, every symbol taken out once
 	@$(DEVPYTHON) -m tests.contract
 	@KILN_CONTRACT=1 $(PYTEST) -q tests/contract
 
@@ -92,6 +92,11 @@ pull: tools ## pull the release of STACK that has the pins, once its signature a
 
 engine-down: tools ## stop the private container engine, if kiln started one
 	@$(KILN) engine down
+
+.PHONY: docs
+docs: ## the manual as a site: .kiln/site/index.html; every warning is an error
+	@PYTHON=$(PYTHON) ci/make-venv .kiln/venv-docs requirements/docs.txt
+	@NO_MKDOCS_2_WARNING=1 .kiln/venv-docs/bin/mkdocs --quiet build --strict
 
 tools: ## make Kiln's tool environment (.kiln/venv) from hash-locked wheels
 	@PYTHON=$(PYTHON) ci/make-venv .kiln/venv requirements/tools.txt
@@ -116,9 +121,11 @@ fuzz: dev ## feed every reader with damaged documents, RUNS=100000 of them: none
 
 # One release of each way in which vLLM takes AITER's mHC kernels: unfused, fused, and with 0.33's monokernel beside it.
 SOURCES = 0.25.0 0.29.0 0.33.0
-test: dev lint chromium registry ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end
+test: dev lint chromium registry ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end; FULL=1: no samples
 	@$(DEVPYTHON) -m tests.contract --fetch $(SOURCES)
-	@KILN_CONTRACT="$(SOURCES)" $(PYTEST) --durations=5 tests
+# Two workers (tests/conftest.py says who takes what) and one engine, which is there before both ask for it.
+	@$(DEVPYTHON) -m kiln --quiet engine up >/dev/null
+	@FULL=$(FULL) KILN_CONTRACT="$(SOURCES)" $(PYTEST) -n 2 --dist loadgroup --durations=30 tests
 
 lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is current
 	@.kiln/venv-dev/bin/ruff check .

@@ -260,7 +260,9 @@ class Apt:
 
     def install(self, packages: Sequence[str]) -> None:
         """Install ``name`` or ``name/suite`` on this machine (root only). Raises HostError with apt's own words."""
-        done = self._call("apt-get", "install", "-y", "-q", "--no-install-recommends", *packages)
+        # Another apt may be at work (a timer's, or another kiln's): it is waited for.
+        patient = "-oDPkg::Lock::Timeout=300"
+        done = self._call("apt-get", "install", "-y", "-q", "--no-install-recommends", patient, *packages)
         if done.code != 0:
             raise HostError(
                 f"apt could not install {' '.join(packages)}",

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from kiln.console import Console
+from kiln.builders import ENGINE, Builder, load_archive, require_same
+from kiln.console import Console, megabytes
 from kiln.engine import Engine, image_digest
-from kiln.errors import BuildError, EngineError, SourceError
+from kiln.errors import BuilderLostError, BuildError, EngineError, SourceError
 from kiln.fetch import source_key
 from kiln.layers import read_layers
 from kiln.lockentries import Deb, Git, Wheel
@@ -67,12 +68,13 @@ def build(
     more_files: Sequence[str] = (),
     given: Given = NOTHING_GIVEN,
     parents: Sequence[Rendered] = (),
+    builder: Builder = ENGINE,
 ) -> Built:
     """Build one image into the engine; ``more_files`` are bake files laid over the rendered ones (relative to the state folder).
 
-    ``given`` is what need not be built, ``parents`` the images whose stages it takes and which were not built here.
+    ``given`` is what need not be built, ``parents`` the images whose stages it takes and which were not built here, ``builder`` who builds.
     Raises CacheEntryError where a given component became another layer than it is said to be; nothing is recorded then. Raises StoreDamagedError where an input is not what the lock says, BuildError with the failing step's last lines and
-    where the whole log lies, DiskFullError, EngineError where the engine holds another digest than BuildKit reported.
+    where the whole log lies, BuilderLostError, BuildersDifferError, DiskFullError, EngineError where the engine holds another digest than BuildKit reported.
     """
     began = time.monotonic()
     name = rendered.image.name
@@ -85,8 +87,18 @@ def build(
                 lay_out(workspace, context, store, rootfs)
     write_rendered((*parents, rendered), workspace.state / "renders")
     (workspace.state / "images").mkdir(parents=True, exist_ok=True)
-    metadata = _bake(workspace, rendered, engine, console, more_files)
-    digest, reference = str(metadata[name]["containerimage.digest"]), reference_of(rendered)
+    record, reference = record_file(workspace, name, rendered.key), reference_of(rendered)
+    with store.scratch() as scratch:
+        archive = scratch / "image.tar"
+        output = builder.output(pins, archive) if builder.name else ""
+        metadata = _bake(workspace, rendered, engine, console, more_files, builder, output)
+        digest = str(metadata[name]["containerimage.digest"])
+        require_same(builder, read_record(record), rendered.key, digest, workspace.shown(record))
+        if builder.name:
+            console.step(
+                f"loading {name} from {builder.described}: {digest[:19]}…, {megabytes(archive.stat().st_size)}"
+            )
+            load_archive(engine, builder, archive)
     if (found := image_digest(engine, reference)) != digest:
         raise EngineError(
             "the engine holds another image than BuildKit built",
@@ -97,7 +109,18 @@ def build(
     given.require_layers(name, layered.layers)
     seconds = round(time.monotonic() - began, 1)
     made, restored = components_of(rendered, pins), tuple(stage for _, stage in given.entries)
-    built = Built(name, rendered.key, digest, reference, seconds, layered.layers, made, layered.described, restored)
+    built = Built(
+        name,
+        rendered.key,
+        digest,
+        reference,
+        seconds,
+        layered.layers,
+        made,
+        layered.described,
+        restored,
+        builder=builder.name,
+    )
     write_record(workspace, built)
     return built
 
@@ -177,37 +200,46 @@ def _same_file(blob: Path, placed: Path) -> bool:
         return False
 
 
-def bake_argv(rendered: Rendered, more_files: Sequence[str] = ()) -> list[str]:
-    """The command that builds an image; run in the state folder. ``more_files`` are bake files that are laid over the rendered ones."""
+def bake_argv(
+    rendered: Rendered, more_files: Sequence[str] = (), builder: Builder = ENGINE, output: str = ""
+) -> list[str]:
+    """The command that builds an image; run in the state folder. ``more_files`` are bake files that are laid over the rendered ones, ``output`` is
+    what the image is put out as, where that is not what they say."""
     name = rendered.image.name
     files = [f"renders/{one}/docker-bake.json" for one in (*rendered.parents, name)]
-    return [
-        "docker",
-        "buildx",
-        "bake",
-        "--builder=default",
+    words = [
         "--progress=plain",
         f"--metadata-file=images/{name}.metadata.json",
         f"--set={name}.tags={reference_of(rendered)}",
+        *([f"--set={name}.output={output}"] if output else []),
         *(f"--file={file}" for file in (*files, *more_files)),
         name,
     ]
+    return [*builder.docker, "buildx", "bake", f"--builder={builder.name or 'default'}", *words]
 
 
 def _bake(
-    workspace: Workspace, rendered: Rendered, engine: Engine, console: Console, more_files: Sequence[str]
+    workspace: Workspace,
+    rendered: Rendered,
+    engine: Engine,
+    console: Console,
+    more_files: Sequence[str],
+    builder: Builder,
+    output: str,
 ) -> dict[str, Any]:
     name = rendered.image.name
     log = workspace.state / "logs" / f"build-{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    console.step(f"building {name}: {len(rendered.units)} components, no step has a network")
+    where = f" on {builder.described}" if builder.name else ""
+    console.step(f"building {name}{where}: {len(rendered.units)} components, no step has a network")
     console.note(f"whole log: {workspace.shown(log)}")
     metadata = workspace.state / "images" / f"{name}.metadata.json"
     metadata.unlink(missing_ok=True)
     watcher = BuildWatcher(console)
-    argv = bake_argv(rendered, more_files)
+    argv = bake_argv(rendered, more_files, builder, output)
     with (
-        log.open("w", encoding="utf-8") as stream,
+        # By the line: somebody may be reading it, and what is killed leaves what it knew.
+        log.open("w", encoding="utf-8", buffering=1) as stream,
         disk_full_is_an_error(workspace.state),
         watcher,
         telling(argv) as ended,
@@ -215,7 +247,7 @@ def _bake(
         process = subprocess.Popen(
             argv,
             cwd=workspace.state,
-            env={**os.environ, **engine.environment, "NO_COLOR": "1"},
+            env={**os.environ, **builder.environment(engine), "NO_COLOR": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -234,7 +266,13 @@ def _bake(
             end_group(process)
             raise
     if code != 0:
-        raise_if_disk_full(log.read_text(encoding="utf-8", errors="replace"))
+        said = log.read_text(encoding="utf-8", errors="replace")
+        raise_if_disk_full(said)
+        if builder.is_lost(said):
+            raise BuilderLostError(
+                f"{builder.described} went away while it built {name}",
+                why="".join(said.strip().splitlines()[-1:]),
+            )
         raise BuildError(
             watcher.failure or f"buildx could not build {name}",
             why=watcher.tail(),

@@ -58,10 +58,10 @@ class Cache:
         """The whole image in the engine, under its name and on record, where the cache has it; else None."""
         return self._tried(lambda: self._image(rendered, pins))
 
-    def components(self, images: Sequence[Rendered], pins: Pins) -> tuple[Given, tuple[str, ...]]:
-        """What of the last of ``images`` the cache has and this engine has not, laid out for the build: with the bake file that brings it in."""
+    def components(self, images: Sequence[Rendered], pins: Pins, builder: str = "") -> tuple[Given, tuple[str, ...]]:
+        """What of the last of ``images`` the cache has and the builder has not, laid out for the build: with the bake file that brings it in."""
         self.tidy()
-        here = in_engine(self.workspace, self.engine)
+        here = in_engine(self.workspace, self.engine, builder)
         keys = {(one.image.name, unit.name): unit.key for one in images for unit in one.units if unit.key not in here}
         wanted, refused = restorable(images, keys)
         found: dict[Node, Entry] = {}
@@ -259,12 +259,12 @@ class Cache:
         self.console.warn("\n".join(filter(None, text)))
 
 
-def in_engine(workspace: Workspace, engine: Engine) -> set[str]:
-    """The keys of the components that this engine built: those of every image on record that it still holds."""
+def in_engine(workspace: Workspace, engine: Engine, builder: str = "") -> set[str]:
+    """The keys of the components that this engine built (or a ``builder`` elsewhere): those of every image on record that the engine still holds."""
     return {
         key
         for record in all_records(workspace)
-        if image_digest(engine, record.reference) == record.digest
+        if record.builder == builder and image_digest(engine, record.reference) == record.digest
         for name, key in record.keys.items()
         if name not in record.restored
     }

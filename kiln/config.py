@@ -19,17 +19,21 @@ from kiln.workspace import Workspace
 CONFIG_FILE = "kiln.toml"
 _MANUAL = "docs/mirrors.md"
 _CACHE_MANUAL = "docs/cache.md"
+_SCALE_MANUAL = "docs/scale.md"
+# The engine, where builders are named.
+ENGINE_BUILDER = "default"
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a site sets: mirrors (prefix and replacement, longest prefix first), apt sources (suite and absolute path), and the repository
-    (host/name) in which components are kept, with whether every build is pushed there."""
+    """What a site sets: mirrors (prefix and replacement, longest prefix first), apt sources (suite and absolute path), the repository
+    (host/name) in which components are kept, with whether every build is pushed there, and the builders (names with commas between them)."""
 
     mirrors: tuple[tuple[str, str], ...] = ()
     apt_sources: tuple[tuple[str, str], ...] = ()
     cache: str = ""
     cache_push: bool = False
+    builder: str = ""
 
     def mirrored(self, url: str) -> str:
         """``url`` (of a repository, a file or an image) with the longest matching prefix replaced, or unchanged.
@@ -54,7 +58,7 @@ def without_git(url: str) -> str:
 
 
 def read_config(workspace: Workspace, environ: Mapping[str, str] | None = None) -> Config:
-    """The settings of this site: ``kiln.toml`` in the project (or the file that ``KILN_CONFIG`` names), and ``KILN_MIRRORS``.
+    """The settings of this site: ``kiln.toml`` in the project (or the file that ``KILN_CONFIG`` names), ``KILN_MIRRORS``, ``KILN_CACHE``, ``KILN_BUILDER``.
 
     Raises PinsError naming every problem of the file, UsageError where the environment is wrong.
     """
@@ -67,6 +71,11 @@ def read_config(workspace: Workspace, environ: Mapping[str, str] | None = None) 
     mirrors, cache = dict(read.mirrors), environ.get("KILN_CACHE")
     if cache and (wrong := no_repository(cache)):
         raise UsageError(f"KILN_CACHE names {cache!r}, which {wrong}", fix=f"correct or unset it; see {_CACHE_MANUAL}")
+    builder = environ.get("KILN_BUILDER")
+    if builder and (wrong := no_builders(builder)):
+        raise UsageError(
+            f"KILN_BUILDER names {builder!r}, which {wrong}", fix=f"correct or unset it; see {_SCALE_MANUAL}"
+        )
     mirrors |= _from_environment(environ.get("KILN_MIRRORS", ""), path.parent)
     return Config(
         tuple(sorted(mirrors.items(), key=lambda item: (-len(item[0]), item[0]))),
@@ -74,6 +83,7 @@ def read_config(workspace: Workspace, environ: Mapping[str, str] | None = None) 
         # Set and empty, it switches the cache off.
         read.cache if cache is None else cache,
         read.cache_push,
+        read.builder if builder is None else builder,
     )
 
 
@@ -102,11 +112,14 @@ def _read_file(path: Path, shown: str) -> Config:
         if push and not cache:
             problems.add("cache.push", "there is no registry to push to; give cache.registry")
         cached.done()
+        building = table.table("build", required=False)
+        builder = building.text("builder", "", check=no_builders)
+        building.done()
         table.done()
         problems.raise_if_any()
     except PinsError as error:
         raise PinsError(error.what, why=error.why, fix=f"edit {shown}; the format is described in {_MANUAL}") from error
-    return Config(tuple(mirrors.items()), tuple(apt_sources.items()), cache, push)
+    return Config(tuple(mirrors.items()), tuple(apt_sources.items()), cache, push, builder)
 
 
 def no_repository(text: str) -> str | None:
@@ -114,6 +127,13 @@ def no_repository(text: str) -> str | None:
     if re.fullmatch(r"[\w.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+", text):
         return None
     return "is no repository; give host/name, without a scheme, a tag or a digest"
+
+
+def no_builders(text: str) -> str | None:
+    """What is wrong with a list of builders' names, or None."""
+    if re.fullmatch(r"[A-Za-z0-9][\w.+-]*( *, *[A-Za-z0-9][\w.+-]*)*", text):
+        return None
+    return "is no list of builders; give names as `docker buildx ls` has them, with commas between them"
 
 
 def _from_environment(text: str, folder: Path) -> dict[str, str]:

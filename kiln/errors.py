@@ -331,6 +331,27 @@ class BumpsFailedError(KilnError):
     exit_code = 82
 
 
+class UnknownLayoutError(KilnError):
+    """The files of a vLLM revision are not laid out as Kiln knows them: a file, an ARG or a line that the pins are read from is missing."""
+
+    exit_code = 83
+    hint = "nothing is guessed: read that file, and write the pins by hand (docs/pins.md), or name another revision (docs/derive.md)"
+
+
+class BuilderLostError(KilnError):
+    """A builder did not answer, or went away in the middle of a build, and no other was named that does. Nothing was recorded."""
+
+    exit_code = 85
+    transient = True
+    hint = "run the same command again when it is back, or name another beside it: --builder NAME,OTHER (docs/scale.md)"
+
+
+class BuildersDifferError(KilnError):
+    """Two builders made different images of the very same inputs. The second is not recorded."""
+
+    exit_code = 86
+
+
 class InterruptedByUserError(KilnError):
     """Stopped by Ctrl-C or a termination signal."""
 

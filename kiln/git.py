@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from kiln.config import Config, without_git
@@ -192,6 +193,11 @@ class GitCache:
                 if name == path.encode("utf-8", "surrogateescape") and b" blob " in described:
                     return repository.read("cat-file", "blob", described.decode("ascii").split()[2])
         return None
+
+    def date(self, url: str, commit: str) -> str:
+        """When a commit was committed, in UTC (2026-05-30T00:00:00Z)."""
+        seconds = int(self._needed(url, commit).text("show", "--no-patch", "--format=%ct", commit))
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def tags(self, url: str) -> dict[str, str]:
         """Every tag that the upstream has now, with the commit that it names. Raises UpstreamError."""

@@ -181,7 +181,7 @@ def _parse(top: Table, problems: Problems, sha256: str) -> Pins:
     if target == "rocm" and len(set(archs)) != max(len(archs), 1):
         problems.add("stack.archs", "name at least one, and each once")
     pins = Pins(
-        stack=stack.text("name", check=_name),
+        stack=stack.text("name", check=bad_name),
         target=target,
         about=stack.text("about"),
         platform=stack.text(
@@ -192,8 +192,8 @@ def _parse(top: Table, problems: Problems, sha256: str) -> Pins:
         glibc=python.text("glibc", check=_minor_version),
         packages=PackagePins(
             distribution,
-            packages.text("suite", check=_name),
-            packages.text("architecture", check=_name),
+            packages.text("suite", check=bad_name),
+            packages.text("architecture", check=bad_name),
             packages.texts("packages"),
         ),
         base=_base(top.table("base")) if target == "rocm" else None,
@@ -235,11 +235,11 @@ def _base(table: Table) -> BasePins:
 
 def _component(name: str, table: Table, indexes: dict[str, str], target: str) -> ComponentPins:
     problems = table.problems
-    if wrong := _name(name):
+    if wrong := bad_name(name):
         problems.add(table.where, wrong)
     component = ComponentPins(
         name=name,
-        recipe=table.text("recipe", check=_name),
+        recipe=table.text("recipe", check=bad_name),
         about=table.text("about"),
         wheels=table.texts("wheels", ()),
         index=table.text("index", ""),
@@ -303,7 +303,7 @@ def _pick(text: str, table: Table) -> Pick:
 
 
 def _archive(name: str, table: Table) -> ArchivePin:
-    if wrong := _name(name):
+    if wrong := bad_name(name):
         table.problems.add(table.where, wrong)
     archive = ArchivePin(
         name,
@@ -395,7 +395,8 @@ def bad_arch(text: str) -> str | None:
     return None if _ARCH.fullmatch(text) else f"{text!r} is no GPU architecture such as gfx942"
 
 
-def _name(text: str) -> str | None:
+def bad_name(text: str) -> str | None:
+    """What is wrong with the name of a stack or a component, or None."""
     return None if _NAME.fullmatch(text) else f"{text!r} is no name; use lower-case letters, digits and single hyphens"
 
 

@@ -51,7 +51,7 @@ class Built:
 
     ``described`` is the size of its manifest and its configuration together: what a node downloads beside layers. ``restored`` are the components
     that were not built here but came out of a cache: their layers were compared with what the cache said, and prove nothing beyond that. ``pulled``:
-    the whole image came from there, and BuildKit never had it.
+    the whole image came from there, and BuildKit never had it. ``builder`` is the buildx builder that built it; empty: the engine.
     """
 
     image: str
@@ -64,6 +64,7 @@ class Built:
     described: int = 0
     restored: tuple[str, ...] = ()
     pulled: bool = False
+    builder: str = ""
 
     @property
     def keys(self) -> dict[str, str]:

@@ -267,6 +267,8 @@ def _run(
                 **host_environment(conditions, clock),
                 "DOCKER_HOST": host,
                 "PYTHONDONTWRITEBYTECODE": "1",
+                # Each build is its own engine's, whatever builders the site has.
+                "KILN_BUILDER": "",
             },
             umask=conditions.umask,
             stdin=subprocess.DEVNULL,

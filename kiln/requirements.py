@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -29,7 +30,7 @@ def unmet(pins: Pins, component: str, read: Read, wheels: Iterable[Wheel]) -> li
             wheel = locked.get(str(canonicalize_name(requirement.name)))
             if (
                 wheel
-                and _holds(requirement, pins)
+                and holds(requirement, pins.python)
                 and not requirement.specifier.contains(wheel.version, prereleases=True)
             ):
                 wanted = f"{wheel.name}{requirement.specifier}"
@@ -40,27 +41,46 @@ def unmet(pins: Pins, component: str, read: Read, wheels: Iterable[Wheel]) -> li
     return found
 
 
-def requirements_in(component: str, path: str, read: Read, seen: frozenset[str] = frozenset()) -> Iterator[Requirement]:
+def requirements_in(component: str, path: str, read: Read) -> Iterator[Requirement]:
     """The requirements of a requirements file and of those that it includes (``-r``); options and addresses are passed over."""
+    for line in requirement_lines(component, path, read):
+        if not line.text.startswith("-"):
+            try:
+                yield Requirement(line.text)
+            except InvalidRequirement:
+                continue
+
+
+@dataclass(frozen=True)
+class RequirementLine:
+    """A line of a requirements file without its comment, and where it stands."""
+
+    file: str
+    number: int
+    text: str
+
+
+def requirement_lines(
+    component: str, path: str, read: Read, seen: frozenset[str] = frozenset()
+) -> Iterator[RequirementLine]:
+    """The lines of a requirements file that say something, with those of the files that it includes in their place. Raises ResolveError."""
     data = read(path)
     if data is None:
         raise ResolveError(
             f"the source of {component} has no {path}, which the pins say holds its requirements",
             fix=f"correct components.{component}.requirements",
         )
-    for line in data.decode(errors="replace").splitlines():
+    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
         text = re.sub(r"(^|\s)#.*", "", line).strip()
         if included := re.match(r"(?:-r|--requirement)[ =](\S+)", text):
             inside = posixpath.normpath(posixpath.join(posixpath.dirname(path), included[1]))
             if inside not in seen:
-                yield from requirements_in(component, inside, read, seen | {path})
-        elif text and not text.startswith("-"):
-            try:
-                yield Requirement(text)
-            except InvalidRequirement:
-                continue
+                yield from requirement_lines(component, inside, read, seen | {path})
+        elif text:
+            yield RequirementLine(path, number, text)
 
 
-def _holds(requirement: Requirement, pins: Pins) -> bool:
-    environment = {"python_version": pins.python, "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
+def holds(requirement: Requirement, python: str) -> bool:
+    """Whether a requirement's marker holds in an image with that Python."""
+    environment = {"python_version": python, "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
     return requirement.marker is None or requirement.marker.evaluate(environment)

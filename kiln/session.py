@@ -26,6 +26,7 @@ from kiln.workspace import Workspace
 
 if TYPE_CHECKING:
     from kiln.advisories import Finding
+    from kiln.builders import Builder
     from kiln.cache import Cache
     from kiln.engine import Engine
     from kiln.fetch import Fetched
@@ -39,11 +40,12 @@ REACH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line says beside the stack's name: refs to take instead of the pins', advisories to go past, a checkpoint to serve."""
+    """What the command line says beside the stack's name: refs to take instead of the pins', advisories to go past, a checkpoint to serve, builders."""
 
     sets: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     model: str = ""
+    builder: str = ""
 
 
 @dataclass(frozen=True)
@@ -288,14 +290,20 @@ class Session:
             found = [f"{host} ({reason})" for host, job in zip(hosts, asked, strict=True) if (reason := job.result())]
             return found + ([base.result()] if base.result() else [])
 
-    def base_override(self, pins: Pins, lock: Lock) -> tuple[str, ...]:
-        """Have the base image in the engine, and a bake file that says under which name; in a rehearsal that is the stand-in's."""
+    def base_override(self, pins: Pins, lock: Lock, builder: Builder) -> tuple[str, ...]:
+        """Have the base image in the engine, and a bake file that says under which name; in a rehearsal that is the stand-in's.
+
+        A builder elsewhere does not see the engine: it pulls the base image itself, by its digest, from where this site reads it.
+        """
         from kiln.baseimage import ensure_base
 
         if not pins.base:
             return ()
         (image,) = lock.images
-        name = self.standin_base or ensure_base(self.engine, self.config, image, self.console, self.store)
+        if builder.name:
+            name = f"{self.config.mirrored(image.name)}@{image.digest}"
+        else:
+            name = self.standin_base or ensure_base(self.engine, self.config, image, self.console, self.store)
         # BuildKit looks for a context under the reference's short form, in which Docker Hub has no host.
         reference = pins.base.reference.removeprefix("docker.io/")
         exchanged = {"target": {one: {"contexts": {reference: f"docker-image://{name}"}} for one in pins.images[:1]}}
@@ -337,8 +345,7 @@ def build_stack(
 
     Raises what the stages raise; UnresolvedError and AdvisoryError before anything is fetched or started.
     """
-    from kiln.ready import build_one, found
-    from kiln.verify.machine import lacking_here
+    from kiln.ready import build_images
 
     pins, lock, images, findings = session.ready(stack, choice)
     for finding in findings:
@@ -352,18 +359,7 @@ def build_stack(
             )
         chosen = next(rendered for rendered in images if rendered.image.name == image)
         images = tuple(rendered for rendered in images if rendered.image.name in (*chosen.parents, image))
-    there = found(session, pins, images)
-    built: list[Built] = []
-    new: list[tuple[Rendered, Built]] = []
-    for rendered in images:
-        known = there.get(rendered.image.name)
-        if known is None:
-            if lacking := lacking_here(rendered.image.needs, pins.archs):
-                session.console.note(f"it can be built here, and not be served: {lacking}")
-            below = [pair for pair in zip(images, built, strict=False) if pair[0].image.name in rendered.parents]
-            known = build_one(session, pins, lock, rendered, below)
-            new.append((rendered, known))
-        built.append(known)
+    built, new = build_images(session, pins, lock, images, choice.builder or session.config.builder)
     if new and session.cache and session.config.cache_push:
         session.cache.share(pins, new)
     return findings, BuiltStack(pins, lock, session.engine, images, tuple(built))

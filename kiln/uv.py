@@ -7,20 +7,24 @@ configuration, so what that says of indexes, certificates and find-links is hand
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import sysconfig
 import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
+import requests
 from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from kiln.errors import ResolveError
+from kiln.errors import FetchError, ResolveError
 from kiln.lockentries import Wheel
 from kiln.pins import Pins
 from kiln.process import run
@@ -70,25 +74,31 @@ def _compiled(
     overrides: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The packages of the lock file (PEP 751) that uv makes of requirements for the stack's Python and glibc. Raises ResolveError."""
+    return _pylock(
+        {"wanted.in": requirements, "constraints.txt": constraints, "absent.txt": overrides},
+        [
+            *("--only-binary=:all:", "--index-strategy=unsafe-best-match"),
+            f"--python-version={pins.python}",
+            f"--python-platform=x86_64-manylinux_{pins.glibc.replace('.', '_')}",
+            *extra,
+            *("--override=absent.txt", "--constraint=constraints.txt"),
+        ],
+        "uv found no set of wheels for the pins",
+    )
+
+
+def _pylock(files: Mapping[str, Sequence[str]], extra: Sequence[str], failed: str) -> list[dict[str, Any]]:
+    """The packages of the lock file that uv makes of ``wanted.in``, one of ``files``. Raises ResolveError with what ``failed`` says and uv's own words."""
     with tempfile.TemporaryDirectory(prefix="kiln-uv-") as name:
         folder = Path(name)
-        for file, lines in (
-            ("wanted.in", requirements),
-            ("constraints.txt", constraints),
-            ("absent.txt", overrides),
-        ):
+        for file, lines in files.items():
             (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         options, environment = _as_pip_is_configured()
         done = run(
             [
                 _uv(),
                 *("pip", "compile", "--quiet", "--no-config", "--no-progress", "--color=never", "--format=pylock.toml"),
-                *("--only-binary=:all:", "--index-strategy=unsafe-best-match"),
-                f"--python-version={pins.python}",
-                f"--python-platform=x86_64-manylinux_{pins.glibc.replace('.', '_')}",
                 *extra,
-                "--override=absent.txt",
-                "--constraint=constraints.txt",
                 "--output-file=pylock.toml",
                 *options,
                 "wanted.in",
@@ -99,7 +109,7 @@ def _compiled(
         )
         if done.code != 0:
             raise ResolveError(
-                "uv found no set of wheels for the pins",
+                failed,
                 why=done.tail(20),
                 fix="correct the pins, or the index that pip is configured for (`pip config list`)",
             )
@@ -132,6 +142,56 @@ def install_locked(requirements: Path, target: Path, *, python: str, glibc: str)
             why=done.tail(20),
             fix="see what pip is configured for (`pip config list`), and run the same command again",
         )
+
+
+@dataclass(frozen=True)
+class SourceDistribution:
+    """A release's source distribution, as an index offers it; ``uploaded`` is when (UTC), "" where the index does not say."""
+
+    file: str
+    url: str
+    sha256: str
+    size: int
+    uploaded: str
+
+
+def source_distribution(name: str, version: str) -> SourceDistribution:
+    """The source distribution of a release, from the index that pip is configured for. Raises ResolveError where it has none."""
+    (package,) = _pylock(
+        {"wanted.in": [f"{name}=={version}"]},
+        ["--no-deps", "--python-version=3.12", "--python-platform=x86_64-unknown-linux-gnu"],
+        f"the index that pip is configured for has no {name} {version}, or does not answer",
+    )
+    offered = package.get("sdist")
+    if not offered or "sha256" not in offered.get("hashes", {}):
+        raise ResolveError(f"the index has no source distribution with a sha256 of {name} {version}")
+    uploaded = offered.get("upload-time")
+    return SourceDistribution(
+        file=unquote(str(offered["url"]).split("#")[0].rsplit("/", 1)[-1]),
+        url=offered["url"],
+        sha256=offered["hashes"]["sha256"],
+        size=int(offered.get("size", 0)),
+        uploaded=uploaded.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(uploaded, datetime) else "",
+    )
+
+
+def download_source(offered: SourceDistribution, target: Path) -> None:
+    """Bring a source distribution, with the certificates that pip is configured for. What comes is for the caller to compare. Raises FetchError."""
+    address = urlsplit(offered.url)
+    if address.scheme == "file":
+        # A folder that pip is configured for (find-links) is an index too.
+        shutil.copyfile(unquote(address.path), target)
+        return
+    environment = _as_pip_is_configured()[1]
+    try:
+        verify = environment.get("SSL_CERT_FILE", True)
+        with requests.get(offered.url, stream=True, timeout=(10, 180), verify=verify) as answer:
+            answer.raise_for_status()
+            with target.open("wb") as out:
+                for part in answer.iter_content(1 << 20):
+                    out.write(part)
+    except requests.RequestException as error:
+        raise FetchError(f"{offered.file} could not be downloaded", why=type(error).__name__) from error
 
 
 def _dated(requirements: Sequence[str], as_of: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 from pathlib import Path
 
@@ -17,6 +19,15 @@ PROJECT = Path(__file__).resolve().parents[1]
 TOY = PROJECT / "tests" / "golden" / "toy"
 _CACHES = shutil.ignore_patterns("__pycache__", ".*_cache", "*.pyc")
 
+# Everything of what `make test` takes a sample of, where that is long: FULL=1.
+FULL = bool(os.environ.get("FULL"))
+# Which moments and how full a disk is decided by chance; the same again with SEED=…. Two workers have one seed.
+SEED = os.environ.get("SEED") or str(random.randrange(10**6))  # noqa: S311
+os.environ["SEED"] = SEED
+# What works on the checkout's own state folder, which one kiln at a time may hold; and what needs neither that nor the toy project.
+CHECKOUT = {"e2e", "rehearsal", "test_base_image", "test_cpu_kernels", "test_cpu_operators", "test_defects"}
+NEITHER = {"test_diff", "test_make_venv", "test_page"}
+
 # The same examples on every run: a red build is the change's fault, never the dice's.
 settings.register_profile("kiln", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("kiln")
@@ -29,6 +40,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/golden/ anew from what renders now; look at the difference before you commit it",
     )
+
+
+def pytest_report_header() -> str:
+    """Said at the start, for workers are not heard at the end."""
+    return f"SEED={SEED}, {'everything' if FULL else 'samples of what takes long (FULL=1: all of it)'}"
+
+
+def group_of(path: Path) -> str:
+    """Whose tests run one after another where several workers share the work (``--dist loadgroup``): the checkout's, the toy project's, else a file's."""
+    inside = path.relative_to(PROJECT / "tests").with_suffix("")
+    if CHECKOUT & set(inside.parts):
+        return "checkout"
+    return "toy" if inside.parts[0] == "integration" and inside.name not in NEITHER else str(inside)
+
+
+# Before xdist's own, which looks for the mark.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with its group."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
 
 
 @pytest.fixture(scope="session")

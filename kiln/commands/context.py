@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiln.commands import complete
+from kiln.config import no_builders
 from kiln.console import Console
+from kiln.errors import UsageError
 from kiln.store import Store
 from kiln.workspace import Workspace
 
@@ -92,6 +94,21 @@ ALLOW = click.option(
     envvar="ALLOW_ADVISORY",
     shell_complete=complete.advisories,
     help="Go past this advisory (also: ALLOW_ADVISORY=ID). The image says so for ever. Repeatable.",
+)
+
+
+def _builder(_context: click.Context, _option: click.Parameter, names: str) -> str:
+    if names and (wrong := no_builders(names)):
+        raise UsageError(f"--builder names {names!r}, which {wrong}", fix="see docs/scale.md")
+    return names
+
+
+BUILDER = click.option(
+    "--builder",
+    default="",
+    metavar="NAME[,NAME]...",
+    callback=_builder,
+    help="Have this buildx builder or docker context carry out the bake step (also: KILN_BUILDER, [build] builder in kiln.toml); where it is lost, the next one named. `default` is the engine.",
 )
 MODEL = click.option(
     "--model",

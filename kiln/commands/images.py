@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiln.commands import complete
-from kiln.commands.context import ALLOW, MODEL, SET, STACK, Context
+from kiln.commands.context import ALLOW, BUILDER, MODEL, SET, STACK, Context
 from kiln.commands.verify import look, reported, show_reports
 from kiln.errors import UsageError
 from kiln.levels import Scope
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def render(context: Context, stack: str, sets: tuple[str, ...], out: Path | None, check: bool) -> None:
     """Write the Dockerfiles, requirements and bake files of STACK.
 
-    Example: kiln render cpu --out /tmp/rendered
+    Example: kiln render cpu --out rendered
     """
     from kiln.render import check_rendered, write_rendered
     from kiln.session import Choice
@@ -169,6 +169,7 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
 @STACK
 @SET
 @ALLOW
+@BUILDER
 @click.option(
     "--image",
     "image_name",
@@ -177,15 +178,19 @@ def plan(context: Context, stack: str, sets: tuple[str, ...], span: str | None) 
     help="Only this image of the stack, and those it stands on.",
 )
 @click.pass_obj
-def build(context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], image_name: str) -> None:
+def build(
+    context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], builder: str, image_name: str
+) -> None:
     """Fetch what is missing and build the images of STACK. Nothing is verified; `kiln image` does both.
 
+    \b
     Example: kiln build cpu
+             kiln build cpu --builder farm,default
     """
     from kiln.session import Choice, build_stack
 
     with context.working():
-        _, built = build_stack(context.session, stack, Choice(sets, allow), image_name)
+        _, built = build_stack(context.session, stack, Choice(sets, allow, builder=builder), image_name)
     show_built(context, built)
 
 
@@ -201,6 +206,7 @@ def show_built(context: Context, built: BuiltStack) -> None:
 @SET
 @ALLOW
 @MODEL
+@BUILDER
 @click.option(
     "--image",
     "image_name",
@@ -210,7 +216,13 @@ def show_built(context: Context, built: BuiltStack) -> None:
 )
 @click.pass_obj
 def image(
-    context: Context, stack: str, sets: tuple[str, ...], allow: tuple[str, ...], model: str, image_name: str
+    context: Context,
+    stack: str,
+    sets: tuple[str, ...],
+    allow: tuple[str, ...],
+    model: str,
+    builder: str,
+    image_name: str,
 ) -> None:
     """Fetch, build and verify the images of STACK: `make image`. Does nothing that is done already.
 
@@ -232,7 +244,7 @@ def image(
     from kiln.session import Choice, build_stack
 
     with context.working():
-        findings, built = build_stack(context.session, stack, Choice(sets, allow, model), image_name)
+        findings, built = build_stack(context.session, stack, Choice(sets, allow, model, builder), image_name)
         reports = _image(context, built, model)
     show_reports(context, reports)
     # An advisory speaks of what it could find out then; a model of the user's own may be another now.

@@ -1,8 +1,9 @@
-"""Commands about the pins of a stack: what in them can move, moving them, and whether upstreams still have what they name."""
+"""Commands about the pins of a stack: what in them can move, moving them, deriving new ones, and whether upstreams still have what they name."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +20,7 @@ DEFAULT_STACK = "dsv4-mhc"
 
 @click.group()
 def pins() -> None:
-    """What the pins of a stack say, whether any of it can move, and moving it."""
+    """What the pins of a stack say, whether any of it can move, moving it, and deriving new ones."""
 
 
 @pins.command("audit")
@@ -150,6 +151,53 @@ def _summary(
         lines.append(moved + (what if one["files"] else "nothing was written"))
     lines += [unmoved(one) for one in stayed]
     return lines + [f"{name}: failed: {error.what}" for name, error in failed]
+
+
+@pins.command("derive")
+@click.option(
+    "--vllm",
+    "ref",
+    default="",
+    metavar="REF",
+    help="The revision: a release's tag (v0.29.0), or URL@COMMIT for another repository.",
+)
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    help="Read these files instead: a folder with a source of vLLM, or its source distribution (.tar.gz).",
+)
+@click.option(
+    "--as",
+    "name",
+    default="",
+    metavar="STACK",
+    help="Write pins/STACK.toml, which must not be there yet; else they are printed.",
+)
+@click.option(
+    "--against",
+    default=DEFAULT_STACK,
+    show_default=True,
+    metavar="STACK",
+    shell_complete=complete.stacks,
+    help="The stack to compare with, which also gives what vLLM's files do not speak of.",
+)
+@click.pass_obj
+def pins_derive(context: Context, ref: str, source: Path | None, name: str, against: str) -> None:
+    """Read the pins of a stack out of a vLLM revision's own files, and say what is open, what differs, and which advisories apply.
+
+    Where vLLM's repository is not reached, a release is read out of its source distribution, which carries these files too. Nothing is guessed (docs/derive.md).
+
+    \b
+    Example: kiln pins derive --vllm v0.29.0 --as dsv4-mhc-029
+             kiln pins derive --source vllm-0.29.0.tar.gz --against dsv4-mhc
+    """
+    from kiln.deriving import derive_pins
+
+    if not ref and source is None:
+        raise UsageError("which vLLM?", fix="name a revision, or its files: --vllm v0.29.0, or --source FOLDER")
+    with context.working():
+        text, data = derive_pins(context.session, ref, source, name, against)
+    context.result(text, data)
 
 
 @pins.command("verify")

@@ -12,7 +12,9 @@ from kiln.errors import (
     AdvisoryError,
     AttestationError,
     BeingPublishedError,
+    BuilderLostError,
     BuildError,
+    BuildersDifferError,
     BumpsFailedError,
     DifferentError,
     FetchError,
@@ -35,6 +37,7 @@ from kiln.errors import (
     StoreDamagedError,
     TagTakenError,
     UncommittedError,
+    UnknownLayoutError,
     UnresolvedError,
     UpstreamError,
     VanishedError,
@@ -43,7 +46,16 @@ from kiln.errors import (
 )
 
 _FROM_LOCK = (LockMissingError, LockStaleError)
-_BUILT = (*_FROM_LOCK, UnresolvedError, AdvisoryError, FetchError, HashMismatchError, BuildError)
+_BUILT = (
+    *_FROM_LOCK,
+    UnresolvedError,
+    AdvisoryError,
+    FetchError,
+    HashMismatchError,
+    BuildError,
+    BuilderLostError,
+    BuildersDifferError,
+)
 _LOOKED = (VerifyFailedError, VerifyIncompleteError)
 # What a command is asked for its own sake: the codes that a script around it tells apart. Any stage below can raise others.
 VERDICTS: dict[str, tuple[type[KilnError], ...]] = {
@@ -68,6 +80,7 @@ VERDICTS: dict[str, tuple[type[KilnError], ...]] = {
         UncommittedError,
         BumpsFailedError,
     ),
+    "pins derive": (ResolveError, UpstreamError, RefNotFoundError, FetchError, HashMismatchError, UnknownLayoutError),
     "pins verify": (*_FROM_LOCK, UpstreamError, MovedRefError, StoreDamagedError, VanishedError),
     "plan": _FROM_LOCK,
     "publish": (SignatureError, AttestationError, TagTakenError, BeingPublishedError, NotReleasableError),
@@ -87,6 +100,37 @@ VERDICTS: dict[str, tuple[type[KilnError], ...]] = {
     "verify": (*_FROM_LOCK, AdvisoryError, *_LOOKED),
 }
 
+# What an example needs that the manual's tests cannot give it, in the words of docs/index.md; an example of any other command is run by them.
+NEEDS = {
+    "build": "time",
+    "bundle": "network",
+    "cache ls": "registry",
+    "cache push": "registry",
+    "ci render": "yours",
+    "ci verify": "time",
+    "completion": "yours",
+    "diff": "yours",
+    "doctor": "yours",
+    "engine down": "engine",
+    "engine status": "engine",
+    "engine up": "engine",
+    "fetch": "network",
+    "gc": "engine",
+    "image": "time",
+    "lock": "network",
+    "pins bump": "network",
+    "pins verify": "network",
+    "plan": "yours",
+    "publish": "registry",
+    "pull": "registry",
+    "rehearse": "time",
+    "report merge": "yours",
+    "report show": "yours",
+    "repro": "time",
+    "unbundle": "yours",
+    "verify": "time",
+}
+
 _HEAD = """# Commands
 
 Made by `python -m kiln.commands.reference` from the commands themselves; `pytest tests/golden --update-golden` writes it, and a test compares.
@@ -103,7 +147,7 @@ def reference() -> str:
     for context in _commands(root):
         parts += [
             f"## {context.command_path}",
-            *_described(context.command),
+            *_described(context),
             _usage(context),
             _options(context),
             _ends(context),
@@ -124,13 +168,15 @@ def _commands(context: click.Context) -> Iterator[click.Context]:
             yield inner
 
 
-def _described(command: click.Command) -> Iterator[str]:
+def _described(context: click.Context) -> Iterator[str]:
     """The help's paragraphs; its examples, which click is told not to wrap, as code."""
-    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+    needs = NEEDS.get(context.command_path.removeprefix("kiln "))
+    fence = f'```sh title="needs: {needs}"' if needs else "```sh"
+    for paragraph in inspect.cleandoc(context.command.help or "").split("\n\n"):
         text = paragraph.removeprefix("\b\n")
         if text.startswith("Example: "):
             lines = text.removeprefix("Example: ").splitlines()
-            yield "\n".join(f"    {line.strip()}" for line in lines)
+            yield "\n".join([fence, *(line.strip() for line in lines), "```"])
         else:
             yield text
 

@@ -11,9 +11,9 @@ from kiln.verify.inspect import Document, section
 from kiln.verify.sbom import materials
 
 
-def static_checks(subject: Subject) -> list[Check]:
-    """All static checks of an image."""
-    seen = Inspection(subject)
+def static_checks(subject: Subject, seen: Inspection | None = None) -> list[Check]:
+    """All static checks of an image; ``seen`` looks into it, once, when the first of them asks."""
+    seen = seen or Inspection(subject)
     return [
         Check("image.digest", "static", "the engine holds the very image that was built", lambda: digest(subject)),
         Check(

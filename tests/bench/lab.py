@@ -107,7 +107,7 @@ class Lab:
             self.state if engine or words[0] == "fetch" else self.folder / "bare",
             *words,
         ]
-        done = self.run(argv, DOCKER_HOST=host, PYTHONPATH=str(PROJECT))
+        done = self.run(argv, DOCKER_HOST=host, PYTHONPATH=str(PROJECT), KILN_BUILDER="")
         return Timed(done.seconds, done.out, done.log, int(memory.read_text(encoding="ascii")))
 
     def docker(self, *words: str | Path, cwd: Path | None = None) -> Timed:

@@ -7,16 +7,13 @@ import shutil
 import tarfile
 import tempfile
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import requests
-
-from kiln.process import run
-from kiln.uv import _as_pip_is_configured, _uv
+from kiln.errors import KilnError
+from kiln.uv import SourceDistribution, download_source, source_distribution
+from kiln.vllmfiles import archive_files
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
@@ -46,12 +43,18 @@ class Release:
     sha256: str
     size: int
     kept: str = ""
+    pins: str = ""
     supported: bool = True
 
     @property
     def folder(self) -> Path:
         """The package ``vllm`` in the cache."""
         return CACHE / self.version / "vllm"
+
+    @property
+    def pins_folder(self) -> Path:
+        """The files that pins are read from (`kiln pins derive`), as they lie in the source."""
+        return CACHE / self.version / "pins"
 
 
 def releases() -> list[Release]:
@@ -61,12 +64,13 @@ def releases() -> list[Release]:
 
 def cached(release: Release) -> bool:
     """Whether what is kept of a release lies in the cache, unchanged. Raises ContractError where it was changed."""
-    if not release.folder.is_dir():
+    if not (release.folder.is_dir() and release.pins_folder.is_dir()):
         return False
-    if release.kept and (found := tree_sha256(release.folder)) != release.kept:
-        raise ContractError(
-            f"{release.folder} has other bytes than were fetched ({found}): remove that folder, and run `make contract` again"
-        )
+    for folder, wanted_sha256 in ((release.folder, release.kept), (release.pins_folder, release.pins)):
+        if wanted_sha256 and (found := tree_sha256(folder)) != wanted_sha256:
+            raise ContractError(
+                f"{folder} has other bytes than were fetched ({found}): remove that folder, and run `make contract` again"
+            )
     return True
 
 
@@ -76,32 +80,35 @@ def fetch(release: Release) -> None:
     Raises ContractError where the index has no such file or it is another one.
     """
     offered = _offered(release.version)
-    if offered["hashes"]["sha256"] != release.sha256:
+    if offered.sha256 != release.sha256:
         raise ContractError(
-            f"the index offers {release.file} with another sha256 than releases.toml has: {offered['hashes']['sha256']}"
+            f"the index offers {release.file} with another sha256 than releases.toml has: {offered.sha256}"
         )
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="fetch-") as name:
         archive = Path(name, "sdist.tar.gz")
-        _download(offered["url"], archive)
+        _download(offered, archive)
         if archive.stat().st_size != release.size or _sha256(archive.read_bytes()) != release.sha256:
             raise ContractError(
                 f"what was downloaded as {release.file} is not the file that releases.toml names: try again"
             )
         keep(archive, Path(name, "vllm"))
-        if release.kept and (found := tree_sha256(Path(name, "vllm"))) != release.kept:
-            raise ContractError(
-                f"of {release.file} other files were kept than releases.toml says ({found}): tests/contract/sources.py was changed, or it is wrong"
-            )
+        keep_pins(archive, Path(name, "pins"))
+        for folder, wanted_sha256 in (("vllm", release.kept), ("pins", release.pins)):
+            if wanted_sha256 and (found := tree_sha256(Path(name, folder))) != wanted_sha256:
+                raise ContractError(
+                    f"of {release.file} other files were kept than releases.toml says ({found}): tests/contract/sources.py was changed, or it is wrong"
+                )
         shutil.rmtree(release.folder.parent, ignore_errors=True)
         release.folder.parent.mkdir()
         Path(name, "vllm").rename(release.folder)
+        Path(name, "pins").rename(release.pins_folder)
 
 
 def unlisted(version: str) -> Release:
     """A release that the table does not have, as the index offers it. Raises ContractError where there is no such release."""
     offered = _offered(version)
-    return Release(version, offered["url"].rpartition("/")[2], offered["hashes"]["sha256"], offered["size"])
+    return Release(version, offered.file, offered.sha256, offered.size)
 
 
 def keep(archive: Path, folder: Path) -> None:
@@ -116,6 +123,14 @@ def keep(archive: Path, folder: Path) -> None:
                 target.write_bytes(stream.read() if stream else b"")
 
 
+def keep_pins(archive: Path, folder: Path) -> None:
+    """Take the files that pins are read from out of a source distribution."""
+    for name, data in archive_files(archive).items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+
+
 def wanted(path: str) -> bool:
     """Whether a file of the package matters; ``*`` stops at a folder."""
     return any(fnmatchcase(path, one) and path.count("/") == one.count("/") for one in KEPT)
@@ -124,52 +139,26 @@ def wanted(path: str) -> bool:
 def tree_sha256(folder: Path) -> str:
     """One checksum for names and bytes of all files in a folder."""
     lines = (
-        f"{path.relative_to(folder).as_posix()} {_sha256(path.read_bytes())}\n" for path in sorted(folder.rglob("*.py"))
+        f"{path.relative_to(folder).as_posix()} {_sha256(path.read_bytes())}\n"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     )
     return _sha256("".join(lines).encode())
 
 
-def _offered(version: str) -> dict[str, Any]:
-    """The source distribution of a release as uv finds it, with pip's configuration."""
-    options, environment = _as_pip_is_configured()
-    with tempfile.TemporaryDirectory(prefix="kiln-contract-") as name:
-        Path(name, "wanted.in").write_text(f"vllm=={version}\n", encoding="utf-8")
-        uv: Iterable[str] = (
-            "pip",
-            "compile",
-            "--quiet",
-            "--no-config",
-            "--no-progress",
-            "--color=never",
-            "--no-deps",
-            "--format=pylock.toml",
-        )
-        target = ("--python-version=3.12", "--python-platform=x86_64-unknown-linux-gnu", "--output-file=pylock.toml")
-        done = run([_uv(), *uv, *target, *options, "wanted.in"], env=environment, cwd=Path(name), timeout=600)
-        if done.code != 0:
-            raise ContractError(
-                f"the index that pip is configured for has no vLLM {version}, or does not answer: {done.tail(3)}"
-            )
-        (package,) = tomllib.loads(Path(name, "pylock.toml").read_text(encoding="utf-8"))["packages"]
-    if "sdist" not in package:
-        raise ContractError(f"vLLM {version} has no source distribution on the index")
-    return dict(package["sdist"])
-
-
-def _download(url: str, target: Path) -> None:
-    environment = _as_pip_is_configured()[1]
+def _offered(version: str) -> SourceDistribution:
+    """The source distribution of a release, from the index that pip is configured for."""
     try:
-        with (
-            requests.get(url, stream=True, timeout=180, verify=environment.get("SSL_CERT_FILE", True)) as answer,
-            target.open("wb") as out,
-        ):
-            answer.raise_for_status()
-            for part in answer.iter_content(1 << 20):
-                out.write(part)
-    except requests.RequestException as error:
-        raise ContractError(
-            f"a source distribution could not be downloaded: {type(error).__name__}. Run the same command again"
-        ) from error
+        return source_distribution("vllm", version)
+    except KilnError as error:
+        raise ContractError(f"{error.what}: {error.why}") from error
+
+
+def _download(offered: SourceDistribution, target: Path) -> None:
+    try:
+        download_source(offered, target)
+    except KilnError as error:
+        raise ContractError(f"{error.what}: {error.why}. Run the same command again") from error
 
 
 def _sha256(data: bytes) -> str:

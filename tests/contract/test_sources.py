@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
+from kiln.uv import SourceDistribution
 from tests.contract import sources
 from tests.contract.mutate import mutations
-from tests.contract.sources import ContractError, Release, cached, fetch, keep, tree_sha256, wanted
+from tests.contract.sources import ContractError, Release, cached, fetch, keep, keep_pins, tree_sha256, wanted
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """A source distribution with two files that matter and two that do not."""
+    """A source distribution with two files of the package that matter, one that pins are read from, and two that do not matter."""
     path = tmp_path / "vllm-9.0.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         for name in (
@@ -25,6 +26,7 @@ def archive(tmp_path: Path) -> Path:
             "vllm/models/deepseek_v4/amd/model.py",
             "vllm/models/deepseek_v4/amd/mono/x.py",
             "setup.py",
+            "docker/Dockerfile.rocm_base",
         ):
             member = tarfile.TarInfo(f"vllm-9.0/{name}")
             member.size = len(name)
@@ -37,9 +39,9 @@ def offered(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     """That archive as an index offers it, with a cache of the test's own."""
     data = archive.read_bytes()
     sha256 = sources._sha256(data)
-    answer = {"url": f"somewhere/{archive.name}", "hashes": {"sha256": sha256}, "size": len(data)}
+    answer = SourceDistribution(archive.name, f"somewhere/{archive.name}", sha256, len(data), "")
 
-    def download(_url: str, target: Path) -> None:
+    def download(_offered: SourceDistribution, target: Path) -> None:
         target.write_bytes(archive.read_bytes())
 
     monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
@@ -54,6 +56,8 @@ def test_only_the_files_that_matter_are_kept(archive: Path, tmp_path: Path) -> N
         "envs.py",
         "models/deepseek_v4/amd/model.py",
     ]
+    keep_pins(archive, tmp_path / "pins")
+    assert [path.name for path in (tmp_path / "pins").rglob("*") if path.is_file()] == ["Dockerfile.rocm_base"]
     assert wanted("models/deepseek_v4/amd/dspark.py")
     assert not wanted("models/deepseek_v4/amd/mono/x.py")
 
@@ -62,8 +66,9 @@ def test_a_release_is_fetched_once_and_known_by_its_bytes(offered: Release) -> N
     assert not cached(offered)
     fetch(offered)
     assert cached(offered)
-    known = replace(offered, kept=tree_sha256(offered.folder))
+    known = replace(offered, kept=tree_sha256(offered.folder), pins=tree_sha256(offered.pins_folder))
     assert cached(known)
+    assert not (offered.pins_folder / "envs.py").exists()
     (offered.folder / "envs.py").write_text("changed", encoding="utf-8")
     with pytest.raises(ContractError, match="has other bytes than were fetched"):
         cached(known)
@@ -75,6 +80,7 @@ def test_a_release_is_fetched_once_and_known_by_its_bytes(offered: Release) -> N
         ({"sha256": "0" * 64}, "offers vllm-9.0.tar.gz with another sha256"),
         ({"size": 1}, "is not the file that releases.toml names"),
         ({"kept": "0" * 64}, "other files were kept"),
+        ({"pins": "0" * 64}, "other files were kept"),
     ],
 )
 def test_what_is_not_the_tables_is_not_kept(offered: Release, changed: dict[str, Any], words: str) -> None:

@@ -24,7 +24,7 @@ from kiln.lockfile import Lock, read_lock
 from kiln.pins import read_pins
 from kiln.render import render
 from kiln.verify.checks import Check, Outcome, Subject, run_checks
-from kiln.verify.contents import MEMORY, SECONDS, content_checks
+from kiln.verify.contents import MEMORY, SECONDS
 from kiln.verify.run import subject_of
 from kiln.verify.static import static_checks
 from kiln.workspace import Workspace
@@ -42,11 +42,13 @@ BASES = {
 BROKEN = "mismatched image rootfs and manifest layers"
 # What a check reads of scripts/inspect_image.py's document: for a defect, only that is looked at. Any other check gets all of it.
 SECTIONS = {
+    "packages.debian": ("packages",),
     "packages.wheels": ("distributions",),
     "packages.requirements": ("requirements",),
     "libraries.resolve": ("libraries",),
     "files.clean": ("files",),
     "image.provenance": ("app", "distributions"),
+    "image.sbom": ("app", "distributions", "packages"),
     "libraries.mhc": ("mhc_module", "app"),
     "vllm.switch": ("switch", "app"),
     "vllm.calls": ("calls", "app"),
@@ -159,12 +161,11 @@ class Images:
 
 def chosen(subject: Subject, names: Sequence[str]) -> list[Check]:
     """The checks that are named, looking at no more than they read; without names, every static check."""
-    checks = static_checks(subject)
     if not names:
-        return checks
+        return static_checks(subject)
     sections = sorted({section for name in names for section in SECTIONS.get(name, ())})
-    if sections and all(name in SECTIONS for name in names):
-        checks = content_checks(subject, Partial(subject, sections))  # type: ignore[arg-type]
+    partial = sections and all(name in SECTIONS for name in names)
+    checks = static_checks(subject, Partial(subject, sections) if partial else None)  # type: ignore[arg-type]
     return [one for one in checks if one.id in names]
 
 

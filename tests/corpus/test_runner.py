@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from kiln.verify.checks import Outcome
 from tests.corpus import __main__ as program
 from tests.corpus.cases import Case, CorpusError, read_corpus
-from tests.corpus.runner import Lookers, Row, chosen, counts, run_case, run_cases, shown
+from tests.corpus.runner import Lookers, Row, chosen, counts, run_case, run_cases, sample, shown
 
 DEFECT = Case("image", "toy", "a defect", "files.clean", "setuid")
 CLEAN = Case("image", "toy", "a clean one")
@@ -93,6 +94,20 @@ def test_cases_are_chosen_by_words_of_their_names_and_by_their_check() -> None:
     assert chosen([DEFECT, CLEAN], []) == [DEFECT, CLEAN]
     with pytest.raises(CorpusError, match="no case has nothing"):
         chosen([DEFECT], ["nothing"])
+
+
+def test_a_sample_has_every_check_of_every_base_and_all_that_is_cheap() -> None:
+    cases = read_corpus()
+    taken = sample(cases)
+    assert {(case.kind, case.base, case.check) for case in taken} == {
+        (case.kind, case.base, case.check) for case in cases
+    }
+    assert [case for case in taken if case.kind != "image"] == [case for case in cases if case.kind != "image"]
+    assert len([case for case in taken if case.kind == "image"]) < len([c for c in cases if c.kind == "image"]) / 2
+    assert sample([DEFECT, CLEAN], each=1) == [DEFECT, CLEAN]
+    five = [replace(DEFECT, name=str(number)) for number in range(5)]
+    assert [case.name for case in sample(five)] == ["0", "2"]
+    assert sample(five[:1]) == five[:1]
 
 
 def wrong_corpus(folder: Path, text: str) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from kiln.cacheentry import component_entry, image_record, read_component_entry,
 from kiln.canonical import canonical_json
 from kiln.config import read_config
 from kiln.cosign import statements
+from kiln.derive import asked_nobody, derive
+from kiln.derivedtext import text_of
 from kiln.imageparts import parts_of
 from kiln.lockfile import parse_lock
 from kiln.ociimage import read_layout
@@ -26,9 +29,12 @@ from kiln.records import Layer
 from kiln.registryclient import MANIFEST, OCI, Manifest, digest_of_bytes
 from kiln.releases import Checked, Release, dump, read_releases, releases_file
 from kiln.verify.render.shape import read_report
+from kiln.vllmfiles import UPSTREAM, Revision
+from kiln.vllmpins import read_said
 from kiln.wheels import resolved
 from kiln.workspace import Workspace
 from tests.fuzz.mutate import damaged_table, damaged_text
+from tests.unit.derivations import small_vllm
 
 PROJECT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "ab" * 32
@@ -51,6 +57,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "index page": _index(),
         "bundle": _bundles(),
         "configuration": _configuration(folder / "configuration"),
+        "vLLM's files": _vllm_files(),
     }
 
 
@@ -80,6 +87,21 @@ def _lock(stack: str) -> Target:
         kept.setdefault(part.lstrip().split("\n", 1)[0], part)
     text = "\n\n".join(kept.values())
     return lambda random_: parse_lock(damaged_text(random_, text), "the lock")
+
+
+def _vllm_files() -> Target:
+    files = {path: data.decode() for path, data in small_vllm().items()}
+    raw = tomllib.loads((PROJECT / "pins" / "dsv4-mhc.toml").read_text(encoding="utf-8"))
+
+    def target(random_: random.Random) -> object:
+        path = random_.choice(sorted(files))
+        damaged = {**files, path: damaged_text(random_, files[path])}
+        read = {name: text.encode("utf-8", "surrogatepass") for name, text in damaged.items()}.get
+        revision = Revision(UPSTREAM, "v0.25.0", "0.25.0", "", "", "here", read)
+        # What is read can be written: as TOML, whatever it is.
+        return tomllib.loads(text_of(derive("new", "dsv4-mhc", raw, revision, read_said(read), asked_nobody()), "x"))
+
+    return target
 
 
 def _advisories(folder: Path) -> Target:

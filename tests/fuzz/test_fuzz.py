@@ -25,6 +25,7 @@ NAMES = (
     "index page",
     "bundle",
     "configuration",
+    "vLLM's files",
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kiln.commands.reference import VERDICTS, reference
+from kiln.commands.reference import NEEDS, VERDICTS, reference
 from tests.commands import every_command
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
@@ -38,11 +38,12 @@ def test_every_command_is_in_it_with_its_usage_and_an_example() -> None:
     assert list(named) == [f"kiln {' '.join(words)}" for words in every_command()]
     for name, section in named.items():
         assert f"Usage: `{name}" in section
-        assert f"\n    {name}" in section, f"{name} has no example"
+        assert f"\n{name}" in section.split("```sh")[1], f"{name} has no example"
 
 
-def test_codes_are_named_of_commands_that_are_there() -> None:
-    assert sorted(set(VERDICTS) - {" ".join(words) for words in every_command()}) == []
+@pytest.mark.parametrize("named", [VERDICTS, NEEDS], ids=["codes", "needs"])
+def test_codes_and_needs_are_said_of_commands_that_are_there(named: dict[str, object]) -> None:
+    assert sorted(set(named) - {" ".join(words) for words in every_command()}) == []
 
 
 @pytest.mark.parametrize(

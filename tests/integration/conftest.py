@@ -14,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from kiln.containers import LABEL
+from kiln.engine import find_engine
 from kiln.lockfile import Lock, dump_lock, read_lock
-from kiln.pins import read_pins
+from kiln.pins import Pins, read_pins
+from kiln.rootfs import rootfs_key
+from kiln.store import Store
 from kiln.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
@@ -110,6 +114,11 @@ class Project:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     @property
+    def owner(self) -> str:
+        """What docker's ``--filter`` takes for the containers of this state folder: others share the engine."""
+        return f"label={LABEL}={Workspace(self.root, self.state).identity}"
+
+    @property
     def lock_file(self) -> Path:
         return self.root / "pins" / "toy.lock.toml"
 
@@ -131,6 +140,10 @@ class Project:
 @pytest.fixture(scope="session")
 def engine_host() -> str:
     """The address of a real engine; where there is none, one is started, and it is a failure if that cannot be."""
+    # One that runs is asked for without holding the checkout's state folder, in which another worker's `make image` may be at work.
+    running, _ = find_engine(REPOSITORY / ".kiln")
+    if running is not None:
+        return running.host
     done = subprocess.run(
         [sys.executable, "-m", "kiln", "--root", str(REPOSITORY), "--json", "engine", "up"],
         capture_output=True,
@@ -148,7 +161,7 @@ def engine_host() -> str:
 
 @pytest.fixture(scope="session")
 def base_project(tmp_path_factory: pytest.TempPathFactory, engine_host: str) -> Project:
-    """The toy project, fetched and built once."""
+    """The toy project, fetched and built once; what the checkout's store has of it already, from `make image STACK=cpu`, is copied from there."""
     root = tmp_path_factory.mktemp("toy")
     for folder in ("templates", "scripts"):
         shutil.copytree(REPOSITORY / folder, root / folder)
@@ -170,10 +183,25 @@ def base_project(tmp_path_factory: pytest.TempPathFactory, engine_host: str) -> 
     project = Project(root, root / "state", engine_host)
     pins = read_pins(Workspace(root, root / "state"), "toy")
     wheels = (*(replace(wheel, component="small") for wheel in chosen.values()), *real.wheels_of("tools"))
-    project.lock_file.write_text(dump_lock(Lock("toy", pins.sha256, real.debs, wheels)))
+    lock = Lock("toy", pins.sha256, real.debs, wheels)
+    project.lock_file.write_text(dump_lock(lock))
+    take_what_is_there(Workspace(root, root / "state"), pins, lock)
     done = project.kiln("build", "toy", timeout=600)
     assert done.code == 0, done.err
     return project
+
+
+def take_what_is_there(workspace: Workspace, pins: Pins, lock: Lock) -> None:
+    """Copy the inputs, and the root file system that they make, out of the checkout's own store: most are the cpu stack's."""
+    store, there = Store(workspace.state / "store"), Store(REPOSITORY / ".kiln" / "store")
+    key = rootfs_key(workspace, pins, lock)
+    rootfs = there.made(key)
+    for sha256 in (*(one.sha256 for one in (*lock.debs, *lock.wheels)), *([rootfs] if rootfs else [])):
+        if there.path(sha256).is_file():
+            store.path(sha256).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(there.path(sha256), store.path(sha256))
+    if rootfs:
+        store.remember(key, rootfs)
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def kill_when_it_runs(project: Project, seen: list[str]) -> None:
     """End the server's container as soon as there is one, as an operator or the kernel might."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        listed = docker(project, "ps", "--quiet", "--no-trunc", "--filter", "label=io.kiln.owner")
+        listed = docker(project, "ps", "--quiet", "--no-trunc", "--filter", project.owner)
         for container in listed.split():
             if "standin-serve" in docker(project, "inspect", "--format={{.Path}}", container):
                 docker(project, "kill", container)

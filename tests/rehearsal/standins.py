@@ -350,10 +350,12 @@ def make_standins(
     *,
     aiter_fault: str = "",
     also: Callable[[Path, Pins], object] | None = None,
+    like: Path | None = None,
 ) -> Path:
     """The stand-ins of ``stacks`` in ``folder``; nothing is done where they are there and were made by this very code from these very pins.
 
-    ``aiter_fault`` is what AITER's stand-in does wrong (see its setup.py); ``also`` changes what was made, in the end.
+    ``aiter_fault`` is what AITER's stand-in does wrong (see its setup.py); ``also`` changes what was made, in the end;
+    ``like`` is a folder of stand-ins whose base image, which a fault does not touch, is taken over.
     """
     console = Console()
     workspace = Workspace(REPOSITORY, Path(os.environ.get("KILN_STATE", REPOSITORY / ".kiln")))
@@ -381,8 +383,11 @@ def make_standins(
         seed = make_wheels(folder / "wheels", workspace, pins, lock, store, console)
         (folder / "locks" / f"{pins.stack}.lock.toml").write_text(dump_lock(seed))
     make_packages(folder / "packages", dict.fromkeys(name for pins in pinned for name in pins.packages.packages))
-    engine = ensure_engine(workspace.state, console)
-    base = make_base(folder / "base", workspace, store, engine, console)
+    if like:
+        base = json.loads((like / "standins.json").read_text())["base"]
+        shutil.copytree(like / "base", folder / "base")
+    else:
+        base = make_base(folder / "base", workspace, store, ensure_engine(workspace.state, console), console)
     (folder / "standins.json").write_text(json.dumps({"base": base}, indent=2) + "\n")
     (folder / "apt.sources").write_text(
         f"Types: deb\nURIs: file:{folder.absolute()}/packages\nSuites: ./\nTrusted: yes\n"

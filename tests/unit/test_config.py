@@ -204,3 +204,21 @@ def test_pushing_needs_somewhere_to_push_to(workspace: Workspace) -> None:
     with pytest.raises(PinsError) as caught:
         config(workspace, "[cache]\npush = true\n")
     assert "cache.push" in caught.value.why
+
+
+def test_builders_are_named_in_the_file_or_in_the_environment(workspace: Workspace) -> None:
+    assert config(workspace, '[build]\nbuilder = "farm, default"\n').builder == "farm, default"
+    assert config(workspace, KILN_BUILDER="near").builder == "near"
+    # For one run without them.
+    assert config(workspace, KILN_BUILDER="").builder == ""
+    (workspace.root / "kiln.toml").unlink()
+    assert config(workspace).builder == ""
+
+
+@pytest.mark.parametrize("names", ["a,", ",a", "a b", "-a", "a;b", "tcp://host:1", "a,,b", " "])
+def test_what_is_no_list_of_builders(workspace: Workspace, names: str) -> None:
+    with pytest.raises(UsageError, match="KILN_BUILDER"):
+        config(workspace, KILN_BUILDER=names)
+    with pytest.raises(PinsError) as caught:
+        config(workspace, f'[build]\nbuilder = "{names}"\n')
+    assert "build.builder" in caught.value.why

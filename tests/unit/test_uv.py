@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +18,21 @@ import pytest
 from packaging.tags import Tag, parse_tag
 
 import kiln.uv
-from kiln.errors import ResolveError
+from kiln.errors import FetchError, ResolveError
 from kiln.lockentries import Wheel
 from kiln.pins import Pins, read_pins
 from kiln.pinscheck import _GONE, _OFFLINE
 from kiln.process import Finished
-from kiln.uv import _as_pip_is_configured, _best_wheel, install_locked, offered_files, resolve_for, wheel_tags
+from kiln.uv import (
+    _as_pip_is_configured,
+    _best_wheel,
+    download_source,
+    install_locked,
+    offered_files,
+    resolve_for,
+    source_distribution,
+    wheel_tags,
+)
 from kiln.workspace import Workspace
 
 
@@ -371,22 +382,6 @@ def make_wheel(folder: Path, name: str, version: str, *needs: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.fixture
-def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all the index uv has: no network, none of this machine's settings."""
-    if not kiln.uv._uv().is_file():
-        pytest.fail("uv is not in Kiln's own environment, and locking a ROCm stack needs it")
-    folder = tmp_path / "links"
-    folder.mkdir()
-    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
-        monkeypatch.delenv(name)
-    settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
-    settings |= {"UV_CACHE_DIR": str(tmp_path / "cache"), "UV_OFFLINE": "1", "UV_PYTHON_DOWNLOADS": "never"}
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    return folder
-
-
 def test_markers_are_judged_for_the_stacks_python_and_what_is_absent_is_never_resolved(pins: Pins, links: Path) -> None:
     needs = (
         "helper; python_version >= '3.12'",
@@ -424,6 +419,46 @@ def test_what_an_index_has_of_a_version_is_said_and_a_version_that_is_gone_is_an
     # By these words kiln tells a version that is gone from an index that did not answer.
     assert _GONE in caught.value.why
     assert _OFFLINE not in caught.value.why
+
+
+def test_a_source_distribution_is_found_and_brought(links: Path, tmp_path: Path) -> None:
+    archive = links / "helper-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, text in {
+            "PKG-INFO": "Metadata-Version: 2.1\nName: helper\nVersion: 1.0\n",
+            "pyproject.toml": "",
+        }.items():
+            member = tarfile.TarInfo(f"helper-1.0/{name}")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    make_wheel(links, "helper", "1.0")
+    found = source_distribution("helper", "1.0")
+    assert (found.file, found.sha256) == (archive.name, hashlib.sha256(archive.read_bytes()).hexdigest())
+    download_source(found, tmp_path / "brought")
+    assert (tmp_path / "brought").read_bytes() == archive.read_bytes()
+    with pytest.raises(FetchError, match=r"helper-1.0.tar.gz could not be downloaded"):
+        download_source(replace(found, url="https://127.0.0.1:1/helper-1.0.tar.gz"), tmp_path / "nothing")
+
+
+def test_a_release_without_a_source_distribution_is_an_error(links: Path) -> None:
+    make_wheel(links, "helper", "1.0")
+    with pytest.raises(ResolveError, match=r"has no source distribution with a sha256 of helper 1\.0"):
+        source_distribution("helper", "1.0")
+    with pytest.raises(ResolveError, match=r"has no helper 2\.0, or does not answer") as caught:
+        source_distribution("helper", "2.0")
+    assert _GONE in caught.value.why
+
+
+def test_when_a_source_distribution_was_uploaded_is_what_the_index_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: list[Any], *, cwd: Path | None = None, **_: Any) -> Finished:
+        if cwd:
+            sdist = '{url = "https://one.invalid/a%2Bb-1.0.tar.gz#x", size = 3, upload-time = 2026-05-30T02:00:00+02:00, hashes = {sha256 = "1"}}'
+            (cwd / "pylock.toml").write_text(f'[[packages]]\nname = "a"\nsdist = {sdist}\n', encoding="utf-8")
+        return Finished(tuple(map(str, argv)), 0, "")
+
+    monkeypatch.setattr(kiln.uv, "run", run)
+    found = source_distribution("a", "1.0")
+    assert (found.file, found.size, found.uploaded) == ("a+b-1.0.tar.gz", 3, "2026-05-30T00:00:00Z")
 
 
 def test_nothing_but_what_is_absent_resolves_to_nothing(pins: Pins, links: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
 import shutil
 import subprocess
 import tempfile
@@ -28,12 +26,11 @@ from kiln.registryclient import Repository
 from kiln.releases import read_releases
 from kiln.store import Store
 from kiln.workspace import Workspace
+from tests.conftest import FULL as FULL
+from tests.conftest import SEED as SEED
 from tests.integration.conftest import REPOSITORY, Project, Ran, model_folder
 from tests.integration.registry import Registry, registry_in
 
-FULL = bool(os.environ.get("FULL"))
-# Which moments and how full a disk is decided by chance; the same again with SEED=….
-SEED = os.environ.get("SEED") or str(random.randrange(10**6))  # noqa: S311
 # What was broken, and how often: told at the end.
 tried: Counter[str] = Counter()
 
