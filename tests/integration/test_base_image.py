@@ -112,6 +112,17 @@ def test_a_file_that_names_it_by_digest_is_built_without_asking_the_registry(
     )
 
 
+def test_a_builder_takes_it_from_the_mirror_by_its_digest(
+    published: BaseImage, mirrors: Config, engine: Engine, tmp_path: Path
+) -> None:
+    """As a builder elsewhere has to: it sees no engine that holds it under a name."""
+    reference = f"{NAME}:{TAG}@{published.digest}"
+    (tmp_path / "Dockerfile").write_text(f"FROM {reference}\nRUN --network=none dpkg --version\n")
+    place = f"docker-image://{mirrors.mirrored(published.name)}@{published.digest}"
+    context = f"--build-context={reference.removeprefix('docker.io/')}={place}"
+    docker(engine, "buildx", "build", "--builder=default", context, "--output=type=cacheonly", str(tmp_path))
+
+
 def test_an_image_that_nobody_has_is_said_to_be_missing(mirrors: Config, engine: Engine) -> None:
     with pytest.raises(UpstreamError, match="could not be pulled"):
         ensure_base(engine, mirrors, BaseImage(NAME, TAG, "sha256:" + "0" * 64), Console(quiet=True))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import kiln.registry
+from kiln.builders import Builder
 from kiln.cli import run
 from kiln.config import Config
 from kiln.console import Console
@@ -124,6 +125,19 @@ def test_an_image_that_the_stack_has_not_is_answered_with_those_it_has(
     with pytest.raises(UsageError, match="rocm-bas'") as caught:
         build_stack(session, "dsv4-mhc", Choice(), "rocm-bas")
     assert "rocm-base, rocm-serving" in caught.value.why
+
+
+def test_a_builder_elsewhere_pulls_the_base_image_itself_by_its_digest_from_the_mirror(session: Session) -> None:
+    """No engine is asked: there is none here, and ``session.engine`` would start one."""
+    pins = session.pins("dsv4-mhc", Choice())
+    lock = session.lock(pins)
+    assert pins.base is not None
+    (file,) = session.base_override(pins, lock, Builder("farm"))
+    (image,) = lock.images
+    (contexts,) = json.loads((session.workspace.state / file).read_text())["target"].values()
+    ((reference, place),) = contexts["contexts"].items()
+    assert reference == pins.base.reference.removeprefix("docker.io/")
+    assert place == f"docker-image://127.0.0.1:9/{image.name.removeprefix('docker.io/')}@{image.digest}"
 
 
 def test_rendering_a_choice_into_images_is_refused(project_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
