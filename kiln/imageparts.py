@@ -69,7 +69,7 @@ def parts_of(digest: str, manifest: Callable[[str], bytes]) -> Parts:
         blobs = {str(one["digest"]): int(one["size"]) for one in (table["config"], *table["layers"])}
         if not all(map(_DIGEST.fullmatch, blobs)):
             raise ValueError("it names something by no sha256")
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, StopIteration, RecursionError) as error:
         raise ImageDamagedError(f"the manifest {digest} is of no image that Kiln knows", why=repr(error)) from error
     return Parts({digest: data}, blobs)
 

@@ -112,7 +112,7 @@ def described(repository: Repository, digest: str) -> tuple[dict[str, str], int]
         config, layers = table["config"], table["layers"]
         labels = json.loads(repository.blob(config["digest"])).get("config", {}).get("Labels") or {}
         sizes = {one["digest"]: int(one["size"]) for one in layers}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UpstreamError(
             f"{repository.place}@{digest} is not one image",
             why="It has no configuration and layers: an index, or no image at all.",

@@ -14,7 +14,7 @@ NEEDS = ("image", "engine", "gpu", "network", "registry", "time", "yours")
 LANGUAGES = ("sh", "console", "text", "toml", "json", "yaml", "python")
 COMMANDS = ("sh", "console")
 _FENCE = re.compile(r'```(?P<language>[a-z]*)(?: title="needs: (?P<needs>[a-z ]+)")?$')
-_SECONDS = re.compile(r"[0-9]+\\\.[0-9](?=\\ s)")
+_SECONDS = re.compile(r"(?:\\ )*[0-9]+\\\.[0-9](?=\\ s)")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def said(shown: str, output: str) -> bool:
         if line.strip() == "…":
             pattern += r"(?:.*\n)*?"
         else:
-            pattern += _SECONDS.sub("[0-9.]+", re.escape(line.rstrip()).replace("…", ".*")) + r"[ ]*\n"
+            pattern += _SECONDS.sub(" *[0-9.]+", re.escape(line.rstrip()).replace("…", ".*")) + r"[ ]*\n"
     lines = "".join(f"{line.rstrip()}\n" for line in output.strip("\n").rstrip().splitlines())
     return re.fullmatch(pattern, lines) is not None
 

@@ -39,7 +39,7 @@ KEY = click.option(
 @click.option(
     "--image",
     is_flag=True,
-    help="Instead of the inputs: the release that has the pins, with its signature, SBOM, provenance and report (default name: TAG.image.tar).",
+    help="Instead of the inputs: the release that has the pins, with its signature, SBOM, provenance and report (default name: IMAGE-TAG.image.tar).",
 )
 @KEY
 @click.pass_obj

@@ -127,7 +127,7 @@ def advisories(context: Context, stack: str | None, sets: tuple[str, ...], allow
 
     \b
     Example: kiln advisories
-             kiln advisories dsv4-mhc --set aiter=v0.1.13.post1
+             kiln advisories dsv4-mhc --set aiter=v0.1.16
     """
     from kiln.advisories import described, enforce, read_advisories
 

@@ -119,6 +119,7 @@ NEEDS = {
     "image": "time",
     "lock": "network",
     "pins bump": "network",
+    "pins derive": "network",
     "pins verify": "network",
     "plan": "yours",
     "publish": "registry",

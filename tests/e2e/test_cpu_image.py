@@ -16,8 +16,8 @@ from tests.conftest import FULL
 
 pytestmark = pytest.mark.engine
 REPOSITORY = Path(__file__).parents[2]
-# As a person's shell has it: under `make test`, make would take this make for a part of its own and print where it is.
 WITH_IMAGE = [block for page in manual.pages() for block in manual.read_blocks(page) if block.needs == ("image",)]
+# As a person's shell has it: under `make test`, make would take this make for a part of its own and print where it is.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
 
 
@@ -103,10 +103,18 @@ def test_what_the_manual_does_with_the_image_works(
     image: subprocess.CompletedProcess[str], block: manual.Block, tmp_path: Path
 ) -> None:
     report = next(line.split()[1] for line in image.stdout.splitlines() if line.startswith("report"))
-    # What is written beside the report goes elsewhere; the manual's `…` is this image's digest.
-    text = block.text.replace(".kiln/reports/sha256-….json", report).replace("--out .kiln/", f"--out {tmp_path}/")
-    shown = manual.environment(REPOSITORY / ".kiln/venv/bin", GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"))
-    manual.run(replace(block, text=text if block.language == "sh" else block.text), REPOSITORY, shown)
+    # In a command the manual's `…` is this image's digest; what it writes goes elsewhere.
+    lines = [
+        line.replace(".kiln/reports/sha256-….json", report).replace("--out .kiln/", f"--out {tmp_path}/")
+        if block.language == "sh" or line.startswith("$ ")
+        else line
+        for line in block.text.splitlines(keepends=True)
+    ]
+    kept = {key: value for key, value in ENVIRONMENT.items() if key.startswith("KILN_")}
+    more = kept | {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    manual.run(
+        replace(block, text="".join(lines)), REPOSITORY, manual.environment(REPOSITORY / ".kiln/venv/bin", **more)
+    )
 
 
 def test_a_model_trained_on_other_answers_fails(image: subprocess.CompletedProcess[str]) -> None:

@@ -47,8 +47,8 @@ class First:
 
 def readme_commands() -> list[str]:
     """What the README says to run on such a machine, but for `make test`, which is where this runs."""
-    block = README.partition(SAYS)[2].partition("\n\n")[0]
-    commands = [line.partition("#")[0].strip() for line in block.splitlines()]
+    block = README.partition(SAYS)[2].partition("\n```\n")[0]
+    commands = [line.partition("#")[0].strip() for line in block.splitlines()[1:]]
     return [command for command in commands if command != "make test"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -68,6 +70,8 @@ def test_what_is_called_in_a_block_is_there(block: Block) -> None:
         assert [words for words in called(text) if unknown(words)] == [], block
         for words in re.findall(r"^(?:[A-Z_]+=\S+ )*make (?:-s )?([^#|\n]*)", text, re.MULTILINE):
             for word in re.findall(r"(?:[^\s']|'[^']*')+", words):
+                if ">" in word:
+                    continue
                 name, is_set, _ = word.partition("=")
                 known = rf"\$\({name}\b" if is_set else rf"(?m)^{name}:"
                 assert re.search(known, makefile), f"{block}: make knows no {word}"
@@ -96,20 +100,31 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", OFFLINE)
-def test_the_blocks_of_a_page_work_one_after_the_other_in_a_new_checkout(
-    page: str, programs: Path, tmp_path: Path
-) -> None:
-    checkout = tmp_path / "checkout"
+@pytest.fixture(scope="module")
+def new_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout's files, and nothing that was made in it; compiled, so that not every page does it again."""
+    folder = tmp_path_factory.mktemp("new") / "checkout"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in names:
         if name and (PROJECT / name).is_file():
-            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(PROJECT / name, checkout / name)
-    # The tests' own Python is `python`, too, and sees the checkout's modules first.
-    found = environment(programs, HOME=str(tmp_path), PYTHONPATH=str(checkout), PYTHONDONTWRITEBYTECODE="1")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(PROJECT / name, folder / name)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "kiln"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("page", OFFLINE)
+def test_the_blocks_of_a_page_work_one_after_the_other_in_a_new_checkout(
+    page: str, programs: Path, new_checkout: Path, tmp_path: Path
+) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(new_checkout, checkout)
+    # The tests' own Python is `python`, too, and sees the checkout's modules first. Nobody listens where the network would be.
+    nobody = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    found = environment(programs, HOME=str(tmp_path), PYTHONPATH=str(checkout), **nobody)
     found["PATH"] = f"{programs}:{Path(sys.executable).parent}:{found['PATH']}"
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
     for block in read_blocks(PROJECT / page):
         if block.language in COMMANDS and not block.needs:
             run(block, checkout, found)
@@ -123,6 +138,27 @@ def test_a_block_that_fails_or_says_something_else_is_seen(programs: Path, tmp_p
             run(Block("x", 1, "console", (), text), tmp_path, found)
     with pytest.raises(AssertionError, match="ended with 1"):
         run(Block("x", 1, "sh", (), "false | cat\ntrue\n"), tmp_path, found)
+
+
+def test_the_server_is_started_as_the_images_gates_start_it() -> None:
+    image = tomllib.loads((PROJECT / "images" / "rocm-serving" / "image.toml").read_text(encoding="utf-8"))
+    blocks = read_blocks(PROJECT / "docs" / "running.md")
+    line = next(block.text for block in blocks if block.text.startswith("docker run") and "--device" in block.text)
+    words = shlex.split(line.replace("\\\n", " "))
+    assert words[words.index("/model") + 1 :] == image["verify"]["gates"]["serve"]
+    pod = next(yaml.safe_load(block.text) for block in blocks if block.language == "yaml")
+    (container,) = pod["spec"]["containers"]
+    split_up = [part for word in container["args"][1:] for part in word.split("=", 1)]
+    assert split_up == image["verify"]["gates"]["serve"]
+
+
+def test_the_pod_is_valid_by_kubernetes_own_schema() -> None:
+    blocks = read_blocks(PROJECT / "docs" / "running.md")
+    pod = next(yaml.safe_load(block.text) for block in blocks if block.language == "yaml")
+    version = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(pod, version, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**pod, "spec": {**pod["spec"], "nodeSelectors": {}}}, version, strict=True)
 
 
 def test_what_is_shown_is_compared_line_by_line() -> None:

@@ -77,6 +77,7 @@ def test_an_image_is_held_only_where_all_of_it_is(tmp_path: Path, listed: bool) 
         '{"manifests": [{"digest": "sha256:x", "platform": {"os": "linux", "architecture": "arm64"}}]}',
         '{"config": {"digest": "../../etc/passwd", "size": 1}, "layers": []}',
         '{"config": {"digest": 1}, "layers": []}',
+        '{"config": {"digest": "x", "size": 1e999}, "layers": []}',
         "[" * 100_000,
     ],
 )
