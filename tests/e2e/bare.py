@@ -32,7 +32,8 @@ _CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 # Where Debian takes a machine's own from when the package ca-certificates comes, which writes the file anew.
 _OWN_CERTIFICATES = "usr/local/share/ca-certificates/lent.crt"
 _VARIABLES = ("PIP_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-_HOME = {"HOME": "/root", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+HOME = "/root"
+_LOGIN = {"HOME": HOME, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 # The words are the root and what is bound into it, as SOURCE:TARGET. The first process says its pid on this machine, and looks after orphans as an init does.
 _ENTER = """set -eu
 read -r pid _ </proc/self/stat
@@ -78,7 +79,7 @@ class Machine:
     pid: int
     log: Path
 
-    def run(self, script: str, *, cwd: str = "/root", timeout: float = 3600, **variables: str) -> Ran:
+    def run(self, script: str, *, cwd: str = HOME, timeout: float = 3600, **variables: str) -> Ran:
         """Run lines of bash's as somebody does who has just logged in there as root."""
         lent = {key: value for key, value in os.environ.items() if key.upper().startswith(_VARIABLES)}
         inside = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--"]
@@ -88,7 +89,7 @@ class Machine:
             begin, started = log.tell(), time.monotonic()
             done = subprocess.run(
                 [*inside, "bash", "-c", 'cd "$0" && exec bash -euo pipefail -c "$1"', cwd, script],
-                env=lent | _HOME | variables,
+                env=lent | _LOGIN | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -102,7 +103,7 @@ class Machine:
             log.write(f"{done.stdout}({seconds:.0f} s, exit code {done.returncode})\n")
         return Ran(done.returncode, done.stdout, said, seconds)
 
-    def must(self, script: str, *, cwd: str = "/root", timeout: float = 3600, **variables: str) -> Ran:
+    def must(self, script: str, *, cwd: str = HOME, timeout: float = 3600, **variables: str) -> Ran:
         """The same, of what must end well."""
         ran = self.run(script, cwd=cwd, timeout=timeout, **variables)
         assert ran.code == 0, f"{script}: ended with {ran.code}\n{ran.out[-2000:]}\n{ran.err[-4000:]}"

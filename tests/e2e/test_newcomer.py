@@ -23,14 +23,14 @@ from kiln.cosign import Cosign
 from kiln.host import ENGINE_PACKAGES, ensure_cosign
 from tests import manual
 from tests.conftest import FULL, PROJECT
-from tests.e2e.bare import Machine, Ran, machine, make_root
+from tests.e2e.bare import HOME, Machine, Ran, machine, make_root
 from tests.integration.registry import Registry, registry_in
 from tests.integration.release.conftest import make_keys
 
 pytestmark = pytest.mark.skipif(not FULL, reason="everything from nothing takes some fifteen minutes: make newcomer")
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 SAYS = "On a bare Debian 12 machine with Python 3.11, as root, with nothing installed but git and make:\n\n"
-CLONE = "/root/kiln"
+CLONE = f"{HOME}/kiln"
 ORIGIN = "/srv/kiln.git"
 INSTALLED = {"python3-venv", "mmdebstrap", *ENGINE_PACKAGES}
 
