@@ -126,9 +126,9 @@ fuzz: dev ## feed every reader with damaged documents, RUNS=100000 of them: none
 SOURCES = 0.25.0 0.29.0 0.33.0
 test: dev lint chromium registry ## all tests: with a real engine and browser, the rehearsal, and `make image STACK=cpu` end to end; FULL=1: no samples
 	@$(DEVPYTHON) -m tests.contract --fetch $(SOURCES)
-# Two workers (tests/conftest.py says who takes what) and one engine, which is there before both ask for it.
+# WORKERS=2: tests/conftest.py says who takes what; the engine is there before both ask for it.
 	@$(DEVPYTHON) -m kiln --quiet engine up >/dev/null
-	@FULL=$(FULL) KILN_CONTRACT="$(SOURCES)" $(PYTEST) -n 2 --dist loadgroup --durations=30 tests
+	@FULL=$(FULL) KILN_CONTRACT="$(SOURCES)" $(PYTEST) $(if $(WORKERS),-n $(WORKERS) --dist loadscope --no-loadscope-reorder) --durations=30 tests
 
 lint: dev ## ruff, mypy, hadolint; and whether what is rendered or generated is current
 	@.kiln/venv-dev/bin/ruff check .

@@ -6,9 +6,11 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from kiln.console import Console
 from kiln.lockfile import Lock, read_lock
@@ -48,19 +50,23 @@ def pytest_report_header() -> str:
 
 
 def group_of(path: Path) -> str:
-    """Whose tests run one after another where several workers share the work (``--dist loadgroup``): the checkout's, the toy project's, else a file's."""
+    """Whose tests run one after another where several workers share the work (``make test WORKERS=2``): the checkout's, the toy project's, else a file's."""
     inside = path.relative_to(PROJECT / "tests").with_suffix("")
     if CHECKOUT & set(inside.parts):
         return "checkout"
     return "toy" if inside.parts[0] == "integration" and inside.name not in NEITHER else str(inside)
 
 
-# Before xdist's own, which looks for the mark.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test with its group."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+class ByGroup(LoadScopeScheduling):
+    """One worker for each group at a time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(PROJECT / nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup | None:
+    """Groups for who asks for scopes (``--dist loadscope``). Its own marks of groups (3.8) are lost on pytest 9.2, which takes no change of a test's name."""
+    return ByGroup(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")
