@@ -15,7 +15,7 @@ CHOICES = aiter=$(AITER) vllm=$(VLLM) tilelang=$(TILELANG) triton=$(TRITON) torc
 SETS = $(foreach choice,$(filter-out %=,$(CHOICES)),--set '$(choice)')
 
 .DEFAULT_GOAL := help
-.PHONY: bench contract help image base serving gates verify lock fetch render plan audit advisories rehearse corpus publish pull engine-down tools dev chromium registry faults fuzz test test-fast lint clean
+.PHONY: bench contract help image base serving gates verify lock fetch render plan audit advisories rehearse corpus publish pull engine-down tools dev chromium registry newcomer faults fuzz test test-fast lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -112,6 +112,9 @@ chromium: ## what the tests of the report's page need: Debian's chromium
 
 registry: ## what the tests of the component cache need: Debian's docker-registry, as a program alone
 	@ci/need-registry
+
+newcomer: dev registry ## follow the README on a bare Debian 12 made for it, and pull on a second one what was built: from nothing, as root, below .kiln/newcomer
+	@FULL=1 $(PYTEST) -q tests/e2e/test_newcomer.py
 
 faults: dev registry ## break what is fetched, pushed and pulled on its way, and look that nothing wrong stays: a sample, or all of it with FULL=1
 	@FULL=$(FULL) $(PYTEST) -q $(addprefix tests/integration/release/test_,faults.py kills.py full_disk.py)

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 import threading
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from kiln.render import LABEL, Rendered, write_rendered
 from kiln.restored import NOTHING_GIVEN, Given
 from kiln.rootfs import make_rootfs, place_file
 from kiln.store import Store, content_time, disk_full_is_an_error
+from kiln.untar import unpack
 from kiln.wheels import requirements_text
 from kiln.workspace import Workspace
 
@@ -186,9 +186,8 @@ def _unpack(git: Git, folder: Path, store: Store) -> None:
     sha256 = store.made(source_key(git))
     if sha256 is None:
         raise SourceError(f"the source of {git.label} was not fetched", fix="fetch it first: kiln fetch STACK")
-    with tarfile.open(store.check(sha256, git.label)) as tar:
-        # Sources hold what they hold (links out of the tree among it); nothing of it is followed here, and the builder sees the folder alone.
-        tar.extractall(folder, filter="tar")
+    # Sources hold what they hold (links out of the tree among it); nothing of it is followed here, and the builder sees the folder alone.
+    unpack(store.check(sha256, git.label), folder)
 
 
 def _same_file(blob: Path, placed: Path) -> bool:

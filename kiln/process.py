@@ -58,11 +58,12 @@ def run(
     argv: Sequence[str | Path],
     *,
     env: Mapping[str, str] | None = None,
+    alone: bool = False,
     cwd: Path | None = None,
     timeout: float = 600,
     split: bool = False,
 ) -> Finished:
-    """Run ``argv`` to its end, at most ``timeout`` seconds; ``env`` is added to the environment.
+    """Run ``argv`` to its end, at most ``timeout`` seconds; ``env`` is added to the environment, or with ``alone`` is all of it but the PATH.
 
     Raises HostError where the program is missing or outlasts its time, DiskFullError where it says that the disk is full.
     A program that merely fails is for the caller to judge.
@@ -76,7 +77,7 @@ def run(
         telling(words) as ended,
         subprocess.Popen(
             words,
-            env={**os.environ, **(env or {})},
+            env={**({"PATH": os.environ["PATH"]} if alone else os.environ), **(env or {})},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

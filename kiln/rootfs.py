@@ -81,7 +81,16 @@ def make_rootfs(workspace: Workspace, pins: Pins, lock: Lock, store: Store, cons
                 out,
                 f"deb [trusted=yes] copy:{repository} ./",
             ],
-            env={"SOURCE_DATE_EPOCH": str(pins.epoch), "LC_ALL": "C.UTF-8", "TZ": "UTC", "TMPDIR": str(scratch)},
+            # All that it is given: maintainer scripts run with it. Python's settings decided whether Debian's helpers were compiled as they were
+            # imported or on purpose, which makes other bytes.
+            env={
+                "SOURCE_DATE_EPOCH": str(pins.epoch),
+                "LC_ALL": "C.UTF-8",
+                "TZ": "UTC",
+                "TMPDIR": str(scratch),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            alone=True,
             timeout=900,
         )
         if done.code != 0:

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from kiln.untar import unpack
 from tests.integration.conftest import REPOSITORY, Ran
 
 # Into the root: the time of a folder below it was seen to differ as well, which is right and not what is asked here.
@@ -70,8 +70,7 @@ def images(engine_host: str, tmp_path_factory: pytest.TempPathFactory) -> list[F
         out = f"type=image,name={reference},oci-mediatypes=true"
         docker(engine_host, *words, "--output", out, place / "context")
         docker(engine_host, *words, "--output", f"type=oci,dest={written}", place / "context")
-        with tarfile.open(written) as tar:
-            tar.extractall(place / "folder", filter="data")
+        unpack(written, place / "folder")
         docker(engine_host, "save", "--output", place / "saved.tar", reference)
         made.append(Forms(reference, written, place / "folder", place / "saved.tar"))
     return made
