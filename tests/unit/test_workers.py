@@ -39,7 +39,7 @@ def test_a_group_is_all_on_one_worker() -> None:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout
