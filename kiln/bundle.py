@@ -6,7 +6,7 @@ What its index says is compared with the lock of this checkout before anything i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from kiln.bundletar import Bundled, Member, foreign, read_members, text_of
@@ -38,8 +38,7 @@ class Index:
 
     def text(self) -> bytes:
         """The bytes of the index, the same wherever they are made."""
-        fields = {name: value for name, value in asdict(self).items() if name != "members"}
-        return text_of(KIND, fields, self.members)
+        return text_of(KIND, self)
 
 
 def make_index(workspace: Workspace, pins: Pins, lock: Lock, store: Store) -> Index:

@@ -6,7 +6,7 @@ There cosign itself verifies it, with the key and without asking anybody; then i
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kiln.bundletar import Bundled, Member, read_members, text_of
@@ -49,8 +49,7 @@ class ImageIndex:
 
     def text(self) -> bytes:
         """The bytes of the index, the same wherever they are made."""
-        fields = {name: value for name, value in asdict(self).items() if name != "members"}
-        return text_of(KIND, fields, self.members)
+        return text_of(KIND, self)
 
 
 def parsed(data: dict[str, Any], members: tuple[Member, ...]) -> ImageIndex:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
@@ -138,10 +138,10 @@ def _put_blob(store: Store, member: Member, put: Callable[[bytes], None]) -> Non
 T = TypeVar("T", bound=Written)
 
 
-def text_of(kind: str, fields: dict[str, Any], members: Sequence[Member]) -> bytes:
-    """The bytes of an index of some kind."""
-    listed = [{"name": member.name, **vars(member)} for member in members]
-    data = {"schema": SCHEMA, "kind": kind, **fields, "members": listed}
+def text_of(kind: str, index: Written) -> bytes:
+    """The bytes of an index of some kind: its fields, and of each member the name too."""
+    listed = [{"name": member.name, **vars(member)} for member in index.members]
+    data = {"schema": SCHEMA, "kind": kind, **vars(index), "members": listed}
     return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("ascii")
 
 
